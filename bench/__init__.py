@@ -1,0 +1,1 @@
+"""Measuring a cluster, and what it is measured against."""
