@@ -1,0 +1,102 @@
+"""What clients and the lock plugin say to each other.
+
+The law: positions in `MESSAGES` are wire codes; append only. A grant is named by the operation
+number of the Acquire that asked for it; its token is the number at which the present era began
+(an exclusive grant, or the first of a run of shared grants).
+"""
+
+from __future__ import annotations
+
+from ..plugin import Hint, Message, Operation, Query, Result
+
+
+class Acquire(Operation, frozen=True, tag=0):
+    """Ask for a lock. `wait` false: answer WOULD_BLOCK instead of queueing. `owner` names who asks
+    within the session (0: the grant itself), for the wait-for graph. `lock_delay_us`: how long
+    nobody gets the lock after this session expired while holding it."""
+
+    name: str
+    shared: bool = False
+    wait: bool = True
+    owner: int = 0
+    lock_delay_us: int = 0
+
+
+class Granted(Result, frozen=True, tag=1):
+    """`grant`: the operation number that names the grant; `token` fences the resource."""
+
+    grant: int
+    token: int
+
+
+class Queued(Result, frozen=True, tag=2):
+    """In the FIFO under this operation number; the outcome comes by `GrantedLater` or the pulse."""
+
+    wait: int
+
+
+class Release(Operation, frozen=True, tag=3):
+    """Release a grant of this session; NOT_HELD if it does not hold it."""
+
+    name: str
+    grant: int
+
+
+class Released(Result, frozen=True, tag=4):
+    pass
+
+
+class GrantedLater(Hint, frozen=True, tag=5):
+    """Told to the client of a wait when it is granted."""
+
+    session: int
+    wait: int
+    token: int
+
+
+class Inspect(Query, frozen=True, tag=6):
+    """One lock."""
+
+    name: str
+
+
+class ListLocks(Query, frozen=True, tag=7):
+    """The locks whose name begins with `prefix`, in order of name, after `after`; at most 1,000."""
+
+    prefix: str = ""
+    after: str = ""
+
+
+class LockState(Message, frozen=True):
+    """`holders` and `waiters`: (client name, session, operation number, shared)."""
+
+    name: str
+    shared: bool
+    token: int
+    holders: tuple[tuple[str, int, int, bool], ...]
+    waiters: tuple[tuple[str, int, int, bool], ...]
+
+
+class LockStates(Result, frozen=True, tag=8):
+    """Answers Inspect (none or one) and ListLocks; `more`: ask again after the last name."""
+
+    locks: tuple[LockState, ...]
+    more: bool = False
+
+
+class Graph(Query, frozen=True, tag=9):
+    """The wait-for graph."""
+
+
+class GraphEdges(Result, frozen=True, tag=10):
+    """(waiting operation number, holding operation number, lock name), at most 10,000."""
+
+    edges: tuple[tuple[int, int, str], ...]
+
+
+MESSAGES: tuple[type[Message], ...] = (
+    Acquire, Granted, Queued, Release, Released, GrantedLater, Inspect, ListLocks, LockStates,
+    Graph, GraphEdges,
+)  # fmt: skip
+
+NAME_BYTES_MAX = 255

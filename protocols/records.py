@@ -1,0 +1,99 @@
+"""What a node keeps on disk, as plain records.
+
+The law: a record is immutable, and reading the records of a log in the order they were written
+rebuilds exactly the persistent state of Raft (Ongaro & Ousterhout 2014, figure 2: currentTerm,
+votedFor, log[]) of every group of the node.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+NodeId: TypeAlias = str
+GroupId: TypeAlias = int
+WriteNumber: TypeAlias = int
+"""Counts the calls of `LogPort.persist` of one process; durable up to n means every write <= n is."""
+
+NOOP, COMMANDS, CONFIGURATION = 0, 1, 2
+"""Kinds of entries. A NOOP opens a term or is a tick that only moves the log time."""
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One entry of a group's log. `time_us` is the log time its leader gave it (microseconds)."""
+
+    index: int
+    term: int
+    time_us: int
+    kind: int
+    payload: bytes = b""
+
+
+class EntryRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """An entry put into a group's log. It replaces the entry of that index and all above it."""
+
+    group: GroupId
+    entry: Entry
+
+
+class StateRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+    """Term, vote ("" for none) and commit index of a group, as of this point of the log.
+
+    `commit` is only a hint to apply sooner after a restart; it is never above what was durable.
+    """
+
+    group: GroupId
+    term: int
+    vote: NodeId
+    commit: int
+
+
+Record: TypeAlias = EntryRecord | StateRecord
+
+
+class GroupState(msgspec.Struct, gc=False):
+    """What a log holds of one group after a restart; `entries` are contiguous and start at 1."""
+
+    term: int = 0
+    vote: NodeId = ""
+    commit: int = 0
+    entries: list[Entry] = []
+
+
+class Member(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A node in a configuration: a name and the incarnation of its data directory.
+
+    Incarnation 0 stands for a configured node that has not been heard of yet: nothing it says
+    counts until its incarnation is recorded. Endpoints are ZeroMQ addresses; `client_endpoint`
+    is the advertised one.
+    """
+
+    node: NodeId
+    incarnation: int
+    voter: bool
+    client_endpoint: str = ""
+    peer_endpoint: str = ""
+    publish_endpoint: str = ""
+
+
+class Configuration(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Who votes and who listens in a group; the payload of a CONFIGURATION entry.
+
+    `members` is sorted by node. `plugins` are the (name, version) pairs every node must have.
+    """
+
+    cluster: int
+    members: tuple[Member, ...]
+    plugins: tuple[tuple[str, int], ...] = ()
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """Which node this is: the member it presents itself as, and its cluster (0: none yet)."""
+
+    cluster: int
+    node: NodeId
+    incarnation: int
+    client_endpoint: str = ""
+    peer_endpoint: str = ""
+    publish_endpoint: str = ""

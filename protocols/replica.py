@@ -1,0 +1,246 @@
+"""The replicated state of one group: a number, a time, who was answered what, and the machines.
+
+The law: the state after an entry is a function of the entries up to it and of nothing else. Every
+applied command gets the next operation number, whoever leads; a command whose answer is remembered
+is answered again and not applied again (exactly once, Ongaro's thesis §6.3).
+
+In group 0 the memory of answers (a window) belongs to a session, is made when the session opens
+and dropped when it ends. In the other groups it belongs to a client, is made at first use, and
+dropped when the last `not_after_us` it was used with has passed in log time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from .errors import Code
+from .plugin import (
+    CONTROL,
+    Cancel,
+    Cancelled,
+    ClientId,
+    Command,
+    Failure,
+    GroupId,
+    Hint,
+    Internal,
+    Message,
+    Moment,
+    Operation,
+    Result,
+    SessionId,
+    StateMachine,
+)
+from .records import COMMANDS, Entry
+
+WINDOW_MAX = 65_536
+"""Answers remembered for one session or client; more operations at once are refused (BUSY)."""
+
+CLIENTS_MAX = 65_536
+"""Windows of clients kept by a group other than 0."""
+
+MEMORYLESS = -1
+"""A sequence number that asks for no memory: the operation is harmless when repeated."""
+
+Reply: TypeAlias = list[Result]
+
+
+class Payload(msgspec.Struct, array_like=True, gc=False):
+    """A `Command` inside an entry; `operations` is decoded with the plugin's own types."""
+
+    plugin: str
+    client: ClientId
+    session: SessionId
+    done_below: int
+    not_after_us: int
+    sequences: list[int]
+    operations: msgspec.Raw
+
+
+class CommandCodec:
+    """Bytes of an entry from commands, and back. `vocabularies`: plugin name to its messages."""
+
+    def __init__(self, vocabularies: Mapping[str, Sequence[type[Message]]]) -> None:
+        self._encoder = msgspec.msgpack.Encoder()
+        self._outer = msgspec.msgpack.Decoder(list[Payload])
+        self._inner: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        for plugin, messages in vocabularies.items():
+            kinds: tuple[Any, ...] = tuple(m for m in messages if issubclass(m, Operation | Internal))
+            if kinds:
+                union: Any = Cancel
+                for kind in kinds:
+                    union |= kind
+                self._inner[plugin] = msgspec.msgpack.Decoder(list[union])
+
+    def encode(self, commands: Sequence[Command]) -> bytes:
+        return self._encoder.encode([msgspec.structs.astuple(command) for command in commands])
+
+    def decode(self, payload: bytes) -> list[Command]:
+        return [
+            Command(
+                outer.plugin,
+                outer.client,
+                outer.session,
+                outer.done_below,
+                outer.not_after_us,
+                outer.sequences,
+                self._inner[outer.plugin].decode(outer.operations),
+            )
+            for outer in self._outer.decode(payload)
+        ]
+
+
+class Window(msgspec.Struct):
+    """The answers of one session or client that it may still ask for again."""
+
+    done_below: int = 0
+    last_not_after_us: int = 0
+    answers: dict[int, Result] = {}
+
+    def forget_below(self, done_below: int) -> None:
+        """Drop what the client has done with; a late `done_below` changes nothing."""
+        answers = self.answers
+        if done_below - self.done_below > len(answers):
+            self.answers = {n: answer for n, answer in answers.items() if n >= done_below}
+        else:
+            for sequence in range(self.done_below, done_below):
+                answers.pop(sequence, None)
+        self.done_below = done_below
+
+
+class Replica:
+    """One group's state on one node. `applied` is the index of the last entry applied."""
+
+    def __init__(
+        self, group: GroupId, machines: Mapping[str, StateMachine], codec: CommandCodec
+    ) -> None:
+        self.group = group
+        self.machines = dict(machines)
+        self.codec = codec
+        self.applied = 0
+        self.moment = Moment(hints=[])
+        self.windows: dict[int, Window] = {}
+
+    @property
+    def number(self) -> int:
+        return self.moment.number
+
+    @property
+    def time_us(self) -> int:
+        return self.moment.time_us
+
+    def apply(self, entry: Entry, commands: Sequence[Command] | None = None) -> list[Reply]:
+        """Apply the next entry; one reply per command. `commands`: the entry's, if at hand."""
+        assert entry.index == self.applied + 1, (entry.index, self.applied)
+        self.moment.time_us = max(self.moment.time_us, entry.time_us)
+        self.applied = entry.index
+        if entry.kind != COMMANDS:
+            return []
+        if commands is None:
+            commands = self.codec.decode(entry.payload)
+        self._drop_old_windows()
+        return [self._apply(command) for command in commands]
+
+    def take_hints(self) -> list[tuple[ClientId, Hint]]:
+        """What the machines want clients told since this was last asked (followers drop it)."""
+        hints = self.moment.hints
+        if hints:
+            self.moment.hints = []
+        return hints
+
+    def deadlines_pending(self) -> bool:
+        """True while something here waits for log time to pass."""
+        return bool(self.windows)
+
+    def check(self) -> None:
+        for machine in self.machines.values():
+            machine.check()
+
+    def _apply(self, command: Command) -> Reply:
+        moment = self.moment
+        operations = command.operations
+        if 0 < command.not_after_us < moment.time_us:
+            late = Failure(Code.STALE_REQUEST, "the request came after its time; send it anew")
+            return [late] * len(operations)
+        moment.client, moment.session = command.client, command.session
+        machine = self.machines[command.plugin]
+        window = self._window(command)
+        if isinstance(window, Failure):
+            return [window] * len(operations)
+        if window is None:
+            return [self._memoryless(machine, operation) for operation in operations]
+        if command.done_below > window.done_below:
+            window.forget_below(command.done_below)
+        done_below, answers, apply = window.done_below, window.answers, machine.apply
+        replies: Reply = []
+        for sequence, operation in zip(command.sequences, operations, strict=True):
+            result: Result | None
+            if type(operation) is Cancel:
+                result = self._cancel(machine, window, operation)
+            elif sequence == MEMORYLESS:
+                result = self._memoryless(machine, operation)
+            elif sequence < done_below:
+                result = Failure(Code.STALE_REQUEST, "a late copy of a finished request")
+            else:
+                result = answers.get(sequence)
+                if result is None:
+                    if len(answers) >= WINDOW_MAX:
+                        result = Failure(Code.BUSY, "too many unfinished operations; wait for some")
+                    else:
+                        moment.number += 1
+                        moment.sequence = sequence
+                        result = answers[sequence] = apply(moment, operation)
+            replies.append(result)
+        return replies
+
+    def _window(self, command: Command) -> Window | Failure | None:
+        """The memory the command counts on: None if it needs none."""
+        if command.client == 0:
+            return None
+        if self.group == CONTROL:
+            if command.session == 0:
+                return None
+            window = self.windows.get(command.session)
+            if window is None:
+                return Failure(Code.SESSION_EXPIRED, "the session has ended; open a new one")
+            return window
+        window = self.windows.get(command.client)
+        if window is None:
+            if len(self.windows) >= CLIENTS_MAX:
+                return Failure(Code.BUSY, "too many clients at this partition; retry later")
+            window = self.windows[command.client] = Window(answers={})
+        window.last_not_after_us = max(window.last_not_after_us, command.not_after_us)
+        return window
+
+    def _memoryless(self, machine: StateMachine, operation: Operation | Internal) -> Result:
+        moment = self.moment
+        moment.number += 1
+        moment.sequence = 0
+        return machine.apply(moment, operation)
+
+    def _cancel(self, machine: StateMachine, window: Window, operation: Operation) -> Result:
+        assert isinstance(operation, Cancel)
+        sequence = operation.cancelled
+        if sequence >= window.done_below:
+            answered = window.answers.get(sequence)
+            if answered is not None and not isinstance(answered, Failure):
+                self.moment.number += 1
+                self.moment.sequence = sequence
+                machine.cancel(self.moment, answered)
+            # Remembered even when nothing came yet: a late copy of the operation does nothing.
+            window.answers[sequence] = Failure(Code.CANCELLED, "the operation was cancelled")
+        return Cancelled()
+
+    def _drop_old_windows(self) -> None:
+        """Clients whose last request can no longer be repeated need no memory (oldest first)."""
+        if self.group == CONTROL:
+            return
+        time_us = self.moment.time_us
+        # At most a few per entry: the work of one apply stays bounded.
+        for client in [c for c, _ in zip(self.windows, range(2), strict=False)]:
+            window = self.windows.pop(client)
+            if window.last_not_after_us >= time_us:
+                self.windows[client] = window

@@ -1,0 +1,1 @@
+"""Sessions in the control group, the pulse that keeps them alive, and who leads."""
