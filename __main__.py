@@ -8,6 +8,8 @@ sysexits), which click would call 2.
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -68,17 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exits 64 on wrong usage, 130 on Ctrl-C."""
     try:
         code = cli.main(args=arguments, prog_name="coterie", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(EX_USAGE)
+        sys.stdout.flush()
     except click.UsageError as error:
         error.show()
-        sys.exit(EX_USAGE)
+        code = EX_USAGE
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except click.Abort:
-        sys.exit(130)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:  # `coterie locks ls | head -1`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,0 +1,44 @@
+"""What holds for every test: no module of ours is ever loaded under two names."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import coterie
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded_twice() -> dict[Path, list[str]]:
+    """Files of the package that this process has loaded under more than one name."""
+    home = Path(coterie.__file__).resolve().parent
+    names: dict[Path, list[str]] = defaultdict(list)
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and name != "__main__":
+            path = Path(file).resolve()
+            if path.is_relative_to(home) and not path.is_relative_to(home / "tests"):
+                names[path].append(name)
+    return {path: found for path, found in names.items() if len(found) > 1}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_name_per_module() -> Iterator[None]:
+    """Two copies of a module are two sets of classes: `isinstance` and `except` would lie."""
+    assert Path(coterie.__file__).resolve().parent == ROOT, (
+        f"the tests would run against {coterie.__file__}; "
+        "install this checkout: pip install -e '.[test]'"
+    )
+    yield
+    assert not loaded_twice()
