@@ -217,6 +217,14 @@ class Port(Protocol):
         """The members of the cluster as this node knows them (group 0)."""
         ...
 
+    def cluster(self) -> int:
+        """The cluster this node belongs to; 0 while it belongs to none."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The whole node's status, of JSON types."""
+        ...
+
 
 class LogPort(Port, Protocol):
     """Raft's port: apart from this the engine does not know raft from another plugin."""
@@ -286,6 +294,11 @@ class LogPlugin(Plugin, Protocol):
     def log_time_us(self, group: GroupId) -> int: ...
     def configuration(self) -> Configuration | None:
         """Group 0's latest configuration as this node knows it."""
+        ...
+
+    def recorded_incarnation(self, node: NodeId) -> int | None:
+        """The incarnation of a node that counts: None if the node is in no configuration known
+        here, 0 if it is configured but was not heard of yet."""
         ...
 
     def transfer(self) -> bool:

@@ -109,10 +109,21 @@ class SessionList(Result, frozen=True, tag=13):
     sessions: tuple[tuple[int, str, int], ...]
 
 
+class Describe(Query, frozen=True, tag=14):
+    """How is this node? Answered by any node at once."""
+
+
+class Described(Result, frozen=True, tag=15):
+    """`status` is JSON: what the node and its plugins say of themselves."""
+
+    status: bytes
+
+
 WAITING, GRANTED, GONE = 0, 1, 2
 """The kinds of news in `Pulsed.news`."""
 
 MESSAGES: tuple[type[Message], ...] = (
     Locate, Located, OpenSession, SessionOpened, KeepAlive, KeptAlive, EndSession, SessionEnded,
     ExpireSession, EmptySession, Pulse, Pulsed, ListSessions, SessionList,
+    Describe, Described,
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""A node: engine, simulator, log, process, local cluster, commands."""
