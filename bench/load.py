@@ -1,0 +1,114 @@
+"""One process of clients: the load that `coterie bench` puts on a cluster.
+
+The law: the bench and its processes speak in lines, so that all of them measure the same seconds.
+This one says `ready` when it is connected and warm, waits for `go`, loads the cluster for the
+seconds asked, says `done` with its CPU seconds, and hands over its latencies as raw doubles. It
+ends when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from ..clients.aio import AsyncClient
+from .figures import Recorder, loop_closed, loop_paced
+
+WARM_UP_S = 1.0
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What one process is to do. `rate` is operations per second of this process; 0: as many as
+    go. `first` numbers its first task, so that every task of all processes has its own lock."""
+
+    endpoints: list[str]
+    tasks: int
+    seconds: float
+    rate: float = 0.0
+    first: int = 0
+
+
+def lock_operation(client: AsyncClient, number: int) -> Callable[[], Awaitable[object]]:
+    """Acquire and release, in turn, of the task's own lock: one operation each."""
+    lock = client.lock(f"bench/{number}")
+    held = False
+
+    def operation() -> Awaitable[object]:
+        nonlocal held
+        held = not held
+        return lock.acquire() if held else lock.release()
+
+    return operation
+
+
+async def run(load: Load) -> Recorder:
+    """Warm up, wait for `go`, and measure."""
+    recorder = Recorder()
+    async with AsyncClient(load.endpoints, name="bench") as client:
+        operations = [lock_operation(client, load.first + number) for number in range(load.tasks)]
+        warm = time.perf_counter() + WARM_UP_S
+        await asyncio.gather(*(loop_closed(each, Recorder(), warm) for each in operations))
+        print("ready", flush=True)
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(None, sys.stdin.readline):
+            return recorder
+        start, used = time.perf_counter(), time.process_time()
+        until = start + load.seconds
+        if load.rate:
+            period_s = load.tasks / load.rate
+            await asyncio.gather(
+                *(
+                    loop_paced(each, recorder, until, start + i / load.rate, period_s)
+                    for i, each in enumerate(operations)
+                )
+            )
+        else:
+            await asyncio.gather(*(loop_closed(each, recorder, until) for each in operations))
+        print(f"done {time.process_time() - used:.3f}", flush=True)
+    return recorder
+
+
+class LoadProcess:
+    """The bench's end of one such process."""
+
+    def __init__(self, load: Load) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, msgspec.json.encode(load).decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def expect(self, word: str) -> str:
+        """The rest of the line that begins with `word`."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().decode()
+        if not line.startswith(word):
+            raise RuntimeError("a load process ended before its time; see its message above")
+        return line.removeprefix(word).strip()
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+        self.process.stdin.flush()
+
+    def latencies(self) -> bytes:
+        return self.process.communicate()[0]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def main() -> None:
+    recorder = asyncio.run(run(msgspec.json.decode(sys.argv[1].encode(), type=Load)))
+    sys.stdout.buffer.write(bytes(recorder.latencies_s))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
