@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO
 
 import msgspec
@@ -31,7 +30,6 @@ from .figures import CpuMeter, Figures, Recorder, loop_closed
 FRAMES_PER_TURN = 256
 LOG_BYTES = 16 << 20
 WARM_UP_S = 0.5
-NODES_START_S = 10.0
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -99,8 +97,9 @@ class Disk:
     used in a circle, so that a sync never has to note a new length.
     """
 
-    def __init__(self, path: Path, durability: str, on_durable: Callable[[int], None]) -> None:
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    def __init__(self, durability: str, on_durable: Callable[[int], None]) -> None:
+        self.storage = tempfile.TemporaryFile(prefix="coterie-bare-")
+        self.file = self.storage.fileno()
         os.pwrite(self.file, bytes(LOG_BYTES), 0)
         os.fsync(self.file)
         self.sync = durability == "fsync"
@@ -148,12 +147,12 @@ class Leader:
     when two of three disks have it."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], path: Path, durability: str, peers: list[str]
+        self, context: zmq.Context[zmq.Socket[bytes]], durability: str, peers: list[str]
     ) -> None:
         self.index = self.committed = self.number = 0
         self.stored = [0] * (len(peers) + 1)
         self.answers: dict[int, list[tuple[bytes, list[int]]]] = {}
-        self.disk = Disk(path, durability, lambda index: self.on_stored(0, index))
+        self.disk = Disk(durability, lambda index: self.on_stored(0, index))
         clients = context.socket(zmq.ROUTER)
         self.endpoint = bind(clients)
         self.clients = LoopSocket(clients, self.on_clients)
@@ -197,10 +196,10 @@ class Follower:
     """Keeps the leader's entries and says up to which."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], path: Path, durability: str, _: list[str]
+        self, context: zmq.Context[zmq.Socket[bytes]], durability: str, _: list[str]
     ) -> None:
         self.leader = b""
-        self.disk = Disk(path, durability, self.on_durable)
+        self.disk = Disk(durability, self.on_durable)
         socket = context.socket(zmq.ROUTER)
         self.endpoint = bind(socket)
         self.socket = LoopSocket(socket, self.on_entries)
@@ -227,12 +226,12 @@ def connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socke
     return socket
 
 
-async def serve(role: str, path: Path, durability: str, peers: list[str]) -> None:
+async def serve(role: str, durability: str, peers: list[str]) -> None:
     """Be one node until standard input closes; the first line printed is the endpoint."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(sys.stdin, ended.set)
-    node = (Leader if role == "leader" else Follower)(zmq.Context(), path, durability, peers)
+    node = (Leader if role == "leader" else Follower)(zmq.Context(), durability, peers)
     print(node.endpoint, flush=True)
     await ended.wait()
 
@@ -269,33 +268,32 @@ class Client:
 
 @contextlib.contextmanager
 def bare_nodes(durability: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Three nodes in a temporary directory: the leader's endpoint, and the process ids."""
+    """Three nodes: the leader's endpoint, and the process ids. Their logs have no names, so that
+    nothing is left behind whatever happens."""
     processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory(prefix="coterie-bare-") as folder:
 
-        def start(role: str, number: int, peers: list[str]) -> str:
-            program = [sys.executable, "-P", "-m", __spec__.name if __spec__ else __name__]
-            path = str(Path(folder) / f"{number}.wal")
-            process = subprocess.Popen(
-                [*program, role, path, durability, *peers],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            processes.append(process)
-            assert process.stdout is not None
-            return first_line(process.stdout)
+    def start(role: str, peers: list[str]) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, role, durability, *peers],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        return first_line(process.stdout)
 
-        try:
-            followers = [start("follower", number, []) for number in (2, 3)]
-            endpoint = start("leader", 1, followers)
-            pids = dict(zip(("node2", "node3", "node1"), (p.pid for p in processes), strict=True))
-            yield endpoint, dict(sorted(pids.items()))
-        finally:
-            for process in processes:
-                process.kill()
-            for process in processes:
-                process.communicate()
+    try:
+        followers = [start("follower", []) for _ in range(2)]
+        endpoint = start("leader", followers)
+        names = ("node2", "node3", "node1")
+        pids = {name: process.pid for name, process in zip(names, processes, strict=True)}
+        yield endpoint, dict(sorted(pids.items()))
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
 
 
 def first_line(output: IO[str]) -> str:
@@ -344,5 +342,5 @@ def run_bare(tasks: int, seconds: float, durability: str = "fsync") -> Figures:
 
 
 if __name__ == "__main__":
-    role_, path_, durability_, *peers_ = sys.argv[1:]
-    asyncio.run(serve(role_, Path(path_), durability_, peers_))
+    role_, durability_, *peers_ = sys.argv[1:]
+    asyncio.run(serve(role_, durability_, peers_))
