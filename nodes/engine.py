@@ -114,18 +114,23 @@ class Engine:
         to_incarnation: int,
         plugin: str,
         messages: Sequence[Message],
+        *,
+        foreign: bool = False,
     ) -> None:
-        """Messages of one frame from a peer."""
+        """Messages of one frame from a peer; `foreign`: not under our cluster's id (one of the two
+        belongs to none yet)."""
         receiver = self._plugins.get(plugin)
         if receiver is None:
             self._drop("unknown_plugin")
             return
-        stranger = self.log.recorded_incarnation(sender) not in (None, 0, incarnation)
-        if to_incarnation not in (0, self.identity.incarnation):
-            stranger = True
+        stranger = (
+            foreign
+            or to_incarnation not in (0, self.identity.incarnation)
+            or self.log.recorded_incarnation(sender) not in (None, 0, incarnation)
+        )
         for message in messages:
             if stranger and not isinstance(message, self._introductions):
-                self._drop("incarnation")
+                self._drop("stranger")
                 continue
             receiver.on_message(sender, message)
 
