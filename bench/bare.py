@@ -98,7 +98,8 @@ class Disk:
     """
 
     def __init__(self, durability: str, on_durable: Callable[[int], None]) -> None:
-        self.storage = tempfile.TemporaryFile(prefix="coterie-bare-")
+        # Open for as long as the node lives.
+        self.storage = tempfile.TemporaryFile(prefix="coterie-bare-")  # noqa: SIM115
         self.file = self.storage.fileno()
         os.pwrite(self.file, bytes(LOG_BYTES), 0)
         os.fsync(self.file)
