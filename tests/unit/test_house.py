@@ -35,46 +35,16 @@ MAY_IMPORT: dict[str, set[str]] = {
 NODES_WITH_CLIENTS = {"gateway", "local", "commands", "demo"}
 
 PURE = ("protocols", "nodes.engine", "nodes.simulator", "clients.core")
-IMPURE = [
-    "aiohttp",
-    "asyncio",
-    "click",
-    "concurrent",
-    "ctypes",
-    "datetime",
-    "fcntl",
-    "glob",
-    "http",
-    "io",
-    "logging",
-    "mmap",
-    "multiprocessing",
-    "os",
-    "pathlib",
-    "queue",
-    "redis",
-    "rich",
-    "sched",
-    "secrets",
-    "select",
-    "selectors",
-    "shutil",
-    "signal",
-    "socket",
-    "socketserver",
-    "ssl",
-    "subprocess",
-    "sys",
-    "tempfile",
-    "threading",
-    "time",
-    "urllib",
-    "uuid",
-    "zmq",
-]
+IMPURE = {
+    "aiohttp", "asyncio", "click", "concurrent", "ctypes", "datetime", "fcntl", "glob", "http",
+    "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "queue", "redis", "rich", "sched",
+    "secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl",
+    "subprocess", "sys", "tempfile", "threading", "time", "urllib", "uuid", "zmq",
+}  # fmt: skip
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "hash", "id", "__import__"}
 UNSAFE_LOADERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 LINES_MAX = 450
+PAUSE_S_MAX = 0.05
 
 
 @dataclass(frozen=True)
@@ -231,13 +201,18 @@ def unsafe_loaders(modules: Iterable[Module]) -> list[str]:
 
 
 def sleeps(module: Module) -> list[str]:
-    """Calls of `sleep` that wait: `asyncio.sleep(0)` only gives others a turn."""
+    """Calls of `sleep` that wait for time. What gives others a turn (`asyncio.sleep(0)`) and the
+    short pause of a loop that waits for a condition (`while not …:`) are none."""
+    polls: set[ast.AST] = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.While) and not isinstance(node.test, ast.Constant):
+            polls.update(ast.walk(node))
     found = []
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func).split(".")[-1]
-            yields = len(node.args) == 1 and ast.unparse(node.args[0]) == "0"
-            if called == "sleep" and not yields:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "sleep":
+            pause = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            short = isinstance(pause, int | float) and pause <= PAUSE_S_MAX
+            if pause != 0 and not (short and node in polls):
                 found.append(f"{module.name}:{node.lineno}")
     return found
 
@@ -337,8 +312,21 @@ def test_nothing_loads_code_from_bytes(house: list[Module]) -> None:
 def test_tests_wait_for_conditions() -> None:
     found = [place for path in files_of_tests() for place in sleeps(read(path, ROOT))]
     assert found == []
-    assert sleeps(module("t", "time.sleep(1)")) and sleeps(module("t", "await asyncio.sleep(0.1)"))
-    assert not sleeps(module("t", "await asyncio.sleep(0)"))
+
+
+@pytest.mark.parametrize(
+    ("source", "waits_for_time"),
+    [
+        ("time.sleep(1)", True),
+        ("async def f():\n    await asyncio.sleep(0.01)", True),
+        ("while True:\n    time.sleep(0.01)", True),
+        ("while not done():\n    time.sleep(2)", True),
+        ("while not done():\n    time.sleep(0.01)", False),
+        ("async def f():\n    await asyncio.sleep(0)", False),
+    ],
+)
+def test_a_sleep_is_seen(source: str, waits_for_time: bool) -> None:
+    assert bool(sleeps(module("t", source))) == waits_for_time
 
 
 def loaded_after(code: str) -> list[str]:
