@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def renewed(directory: Path, identity: Identity) -> Identity:
     anew = msgspec.structs.replace(identity, incarnation=_draw_incarnation())
     keep(directory, anew)
     return anew
+
+
+def same_boot(directory: Path) -> bool:
+    """True if the machine was not restarted since this was last asked for this directory: then a
+    process that died lost nothing it had written, synced or not. Notes the present boot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return False  # not Linux: nobody can tell
+    path = directory / "boot"
+    same = path.exists() and path.read_text(encoding="ascii") == boot
+    path.write_text(boot, encoding="ascii")
+    return same
+
+
+def set_aside(log: Path) -> None:
+    """Move a log out of the way; one such is kept beside it, for the operator."""
+    aside = log.with_name(log.name + ".aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(log, aside)
 
 
 def _draw_incarnation() -> int:

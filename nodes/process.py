@@ -29,7 +29,7 @@ from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
 from ..protocols.plugin import Failure, Request, Result
 from ..protocols.raft.settings import Settings
-from ..protocols.records import Identity, Member
+from ..protocols.records import GroupId, GroupState, Identity, Member
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
@@ -84,7 +84,7 @@ class NodeProcess:
         self._disk = FileDisk(self._directory / "log")
         with contextlib.ExitStack() as undo:
             undo.callback(self._context.term)
-            undo.callback(self._disk.close)
+            undo.callback(lambda: self._disk.close())
             self._sockets = NodeSockets(
                 self._context,
                 loop,
@@ -101,17 +101,12 @@ class NodeProcess:
     def _open(self, plugins: list[Any]) -> Engine:
         configuration = self.configuration
         identity = identities.load(self._directory, configuration.name)
-        log = Log(
-            self._disk,
-            node=identity.node,
-            incarnation=identity.incarnation,
-            segment_bytes=configuration.segment_bytes,
-            durability=configuration.durability,
-        )
-        recovered = log.open()
-        self._log = log
+        identity, log, recovered = self._open_log(identity)
         self._writer = LogWriter(
-            log, self._on_durable, self._on_write_failed, self._loop.call_soon_threadsafe
+            log,
+            self._on_durable,
+            self._loop.call_soon_threadsafe,
+            on_failed=self._on_write_failed,
         )
         endpoints = next(m for m in configuration.members if m.node == configuration.name)
         identity = msgspec.structs.replace(
@@ -128,6 +123,36 @@ class NodeProcess:
         engine = assemble(identity, plugins, settings, configuration.members, recovered, seed)
         engine.describe = self.status
         return engine
+
+    def _open_log(self, identity: Identity) -> tuple[Identity, Log, dict[GroupId, GroupState]]:
+        """Open the log. If what was acknowledged may be missing from it, it is set aside, and the
+        node comes back under a new incarnation: as a learner, filled by the others."""
+        log = self._new_log(identity)
+        recovered = log.open()
+        same_boot = identities.same_boot(self._directory)
+        if not (log.fresh and identity.cluster) and (not log.unclean or same_boot):
+            return identity, log, recovered
+        logger.warning(
+            "node %s may have lost what it acknowledged (%s): it comes back as a learner",
+            identity.node,
+            "unclean stop in mode relaxed" if log.unclean else "its log is gone",
+        )
+        log.close()
+        self._disk.close()
+        identities.set_aside(self._directory / "log")
+        self._disk = FileDisk(self._directory / "log")
+        identity = identities.renewed(self._directory, identity)
+        log = self._new_log(identity)
+        return identity, log, log.open()
+
+    def _new_log(self, identity: Identity) -> Log:
+        return Log(
+            self._disk,
+            node=identity.node,
+            incarnation=identity.incarnation,
+            segment_bytes=self.configuration.segment_bytes,
+            mode=self.configuration.durability,
+        )
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a fault; the exit code."""
@@ -379,7 +404,9 @@ class NodeProcess:
                 "turns": int(self._turns),
                 "operations": int(self._operations),
                 "turn_ms_max": round(self._turn_s_max * 1000, 3),
-                "log": self._writer.status(),
+                "log_write_ms_p50": round(self._writer.write_times()[0] * 1000, 3),
+                "log_write_ms_p99": round(self._writer.write_times()[1] * 1000, 3),
+                "log_backlog": self._writer.backlog,
                 "dropped": {
                     **self._dropped,
                     **self.engine.dropped,
