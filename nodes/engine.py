@@ -33,6 +33,7 @@ from ..protocols.plugin import (
     Moment,
     NodeId,
     Plugin,
+    Query,
     Request,
     Result,
     StateMachine,
@@ -94,6 +95,8 @@ class Engine:
         self._seed = seed
         self.describe: Callable[[], dict[str, Any]] = self.status
         """What the node tells of itself; its process adds what only it knows."""
+        self.refusing: Failure | None = None
+        """While set (the disk is full), clients' operations get this answer; queries are served."""
 
     def start(self, now: float) -> Effects:
         """Start the plugins; their first effects."""
@@ -141,6 +144,8 @@ class Engine:
             self._routes.move_to_end(request.client)
             if len(self._routes) > ROUTES_MAX:
                 self._routes.popitem(last=False)
+        if not request.operations:
+            return
         plugin = self._plugins.get(request.plugin)
         if plugin is None or plugin is self.log:
             failure = Failure(
@@ -150,6 +155,8 @@ class Engine:
             )
         elif request.group not in self.replicas:
             failure = Failure(Code.UNKNOWN_GROUP, f"no group {request.group} on this node")
+        elif self.refusing is not None and not isinstance(request.operations[0], Query):
+            failure = self.refusing
         else:
             plugin.on_request(request)
             return

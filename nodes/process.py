@@ -33,7 +33,7 @@ from ..protocols.records import GroupId, GroupState, Identity, Member
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
-from .disk import FileDisk
+from .disk import DiskFull, FileDisk
 from .engine import Effects, Engine
 from .log import Log, LogWriter
 from .plugins import installed
@@ -211,6 +211,8 @@ class NodeProcess:
             self.engine.log.transfer() or began >= self._leaving_until
         ):
             self._stop(EXIT_OK)
+        if self.engine.refusing is not None:
+            self.engine.log.transfer()
         self._carry_out(self.engine.end())
         self._turns += 1
         ended = monotonic_s()
@@ -364,7 +366,14 @@ class NodeProcess:
         self._schedule()
 
     def _on_write_failed(self, error: Exception) -> None:
-        """A write or sync that failed is never tried again: what the disk holds is unknown."""
+        """A write or sync that failed is never tried again: what the disk holds is unknown. A disk
+        about to be full still takes a little: enough to hand over and refuse what is asked."""
+        if isinstance(error, DiskFull) and self._writer.failed is None:
+            logger.error("node %s refuses writes: %s", self._node, error)
+            self.engine.refusing = Failure(Code.DISK_FULL, str(error))
+            self._disk.release_reserve()
+            self._schedule()
+            return
         logger.critical("node %s stops: its log cannot be written: %s", self._node, error)
         # At once, with nothing more sent: an answer may count on what is not on the disk.
         os._exit(74)
