@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 from ..bus.loop_socket import is_loopback
+from ..protocols.records import Member
 
 Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -83,6 +84,21 @@ class NodeConfiguration:
     def own(self) -> Peer:
         """This node among the peers."""
         return next(peer for peer in self.peers if peer.name == self.name)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The peers as voters not heard of yet; of this node with its advertised endpoint."""
+        return tuple(
+            Member(
+                peer.name,
+                0,
+                True,
+                self.advertised_endpoint if peer.name == self.name else peer.client_endpoint,
+                peer.peer_endpoint,
+                peer.publish_endpoint,
+            )
+            for peer in self.peers
+        )
 
     @classmethod
     def from_options(
