@@ -34,7 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The parts of nodes/ that are clients of a cluster themselves.
 NODES_WITH_CLIENTS = {"gateway", "local", "commands", "demo"}
 
-PURE = ("protocols", "nodes.engine", "nodes.simulator", "clients.core")
+PURE = (
+    "protocols", "nodes.engine", "nodes.assembly", "nodes.simulation", "nodes.wal", "clients.core",
+)  # fmt: skip
 IMPURE = {
     "aiohttp", "asyncio", "click", "concurrent", "ctypes", "datetime", "fcntl", "glob", "http",
     "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "queue", "redis", "rich", "sched",
@@ -246,7 +248,7 @@ def test_protocols_engine_simulator_and_client_core_are_pure(house: list[Module]
         ("protocols.lock", "import time"),
         ("protocols.raft.core", "from os import path"),
         ("nodes.engine", "import asyncio"),
-        ("nodes.simulator", "def f():\n    import socket"),
+        ("nodes.simulation.network", "def f():\n    import socket"),
         ("clients.core", "import zmq"),
         ("protocols.lock", "x = random.random()"),
         ("protocols.lock", "x = hash('a')"),
