@@ -11,6 +11,7 @@ dropped when the last `not_after_us` it was used with has passed in log time.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -42,6 +43,13 @@ WINDOW_MAX = 65_536
 CLIENTS_MAX = 65_536
 """Windows of clients kept by a group other than 0."""
 
+NOT_AFTER_MAX_US = 2 * 300_000_000
+"""How far ahead a `not_after_us` may be: the client's 5 minutes, and as much again because a new
+leader's log time may be behind what its predecessor told the client."""
+
+WINDOWS_DROPPED_MAX = 1_000
+"""Old windows dropped by one entry."""
+
 MEMORYLESS = -1
 """A sequence number that asks for no memory: the operation is harmless when repeated."""
 
@@ -68,7 +76,9 @@ class CommandCodec:
         self._outer = msgspec.msgpack.Decoder(list[Payload])
         self._inner: dict[str, msgspec.msgpack.Decoder[Any]] = {}
         for plugin, messages in vocabularies.items():
-            kinds: tuple[Any, ...] = tuple(m for m in messages if issubclass(m, Operation | Internal))
+            kinds: tuple[Any, ...] = tuple(
+                m for m in messages if issubclass(m, Operation | Internal)
+            )
             if kinds:
                 union: Any = Cancel
                 for kind in kinds:
@@ -94,8 +104,9 @@ class CommandCodec:
 
 
 class Window(msgspec.Struct):
-    """The answers of one session or client that it may still ask for again."""
+    """The answers that `client` may still ask for again: within a session, or in a partition."""
 
+    client: ClientId = 0
     done_below: int = 0
     last_not_after_us: int = 0
     answers: dict[int, Result] = {}
@@ -122,7 +133,11 @@ class Replica:
         self.codec = codec
         self.applied = 0
         self.moment = Moment(hints=[])
-        self.windows: dict[int, Window] = {}
+        self.windows: OrderedDict[int, Window] = OrderedDict()
+        for machine in self.machines.values():
+            attach = getattr(machine, "attach", None)
+            if attach is not None:
+                attach(self)
 
     @property
     def number(self) -> int:
@@ -166,7 +181,10 @@ class Replica:
             late = Failure(Code.STALE_REQUEST, "the request came after its time; send it anew")
             return [late] * len(operations)
         moment.client, moment.session = command.client, command.session
-        machine = self.machines[command.plugin]
+        machine = self.machines.get(command.plugin)
+        if machine is None:
+            unknown = Failure(Code.UNKNOWN_PLUGIN, f"{command.plugin!r} keeps nothing here")
+            return [unknown] * len(operations)
         window = self._window(command)
         if isinstance(window, Failure):
             return [window] * len(operations)
@@ -206,16 +224,25 @@ class Replica:
             window = self.windows.get(command.session)
             if window is None:
                 return Failure(Code.SESSION_EXPIRED, "the session has ended; open a new one")
+            if window.client != command.client:
+                return Failure(Code.PERMISSION_DENIED, "the session belongs to another client")
             return window
+        if not 0 < command.not_after_us <= self.moment.time_us + NOT_AFTER_MAX_US:
+            text = "a request to a partition names a not_after at most 5 minutes ahead"
+            return Failure(Code.MALFORMED, text)
         window = self.windows.get(command.client)
         if window is None:
             if len(self.windows) >= CLIENTS_MAX:
                 return Failure(Code.BUSY, "too many clients at this partition; retry later")
-            window = self.windows[command.client] = Window(answers={})
+            window = self.windows[command.client] = Window(command.client, answers={})
+        else:
+            self.windows.move_to_end(command.client)
         window.last_not_after_us = max(window.last_not_after_us, command.not_after_us)
         return window
 
     def _memoryless(self, machine: StateMachine, operation: Operation | Internal) -> Result:
+        if type(operation) is Cancel:
+            return Failure(Code.MALFORMED, "without a session there is nothing to cancel")
         moment = self.moment
         moment.number += 1
         moment.sequence = 0
@@ -226,6 +253,8 @@ class Replica:
         sequence = operation.cancelled
         if sequence >= window.done_below:
             answered = window.answers.get(sequence)
+            if answered is None and len(window.answers) >= WINDOW_MAX:
+                return Failure(Code.BUSY, "too many unfinished operations; wait for some")
             if answered is not None and not isinstance(answered, Failure):
                 self.moment.number += 1
                 self.moment.sequence = sequence
@@ -235,12 +264,15 @@ class Replica:
         return Cancelled()
 
     def _drop_old_windows(self) -> None:
-        """Clients whose last request can no longer be repeated need no memory (oldest first)."""
+        """Clients whose last request can no longer be repeated need no memory.
+
+        The windows stand in order of their last use; a bound is at most `NOT_AFTER_MAX_US` away,
+        so that one far bound keeps those behind it from going for no longer than that."""
         if self.group == CONTROL:
             return
-        time_us = self.moment.time_us
-        # At most a few per entry: the work of one apply stays bounded.
-        for client in [c for c, _ in zip(self.windows, range(2), strict=False)]:
-            window = self.windows.pop(client)
-            if window.last_not_after_us >= time_us:
-                self.windows[client] = window
+        windows, time_us = self.windows, self.moment.time_us
+        for _ in range(WINDOWS_DROPPED_MAX):
+            oldest = next(iter(windows), None)
+            if oldest is None or windows[oldest].last_not_after_us >= time_us:
+                return
+            del windows[oldest]

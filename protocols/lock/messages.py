@@ -7,7 +7,7 @@ number of the Acquire that asked for it; its token is the number at which the pr
 
 from __future__ import annotations
 
-from ..plugin import Hint, Message, Operation, Query, Result
+from ..plugin import Hint, Internal, Message, Operation, Query, Result
 
 
 class Acquire(Operation, frozen=True, tag=0):
@@ -75,6 +75,8 @@ class LockState(Message, frozen=True):
     token: int
     holders: tuple[tuple[str, int, int, bool], ...]
     waiters: tuple[tuple[str, int, int, bool], ...]
+    omitted: int = 0
+    """Holders and waiters beyond the first 1,000 of each."""
 
 
 class LockStates(Result, frozen=True, tag=8):
@@ -94,9 +96,17 @@ class GraphEdges(Result, frozen=True, tag=10):
     edges: tuple[tuple[int, int, str], ...]
 
 
+class OpenLock(Internal, frozen=True, tag=11):
+    """Proposed by the leader: this lock was deferred until then, by a lock delay or because one
+    command may grant only 1,000 waits; go on granting."""
+
+    name: str
+    deadline_us: int
+
+
 MESSAGES: tuple[type[Message], ...] = (
     Acquire, Granted, Queued, Release, Released, GrantedLater, Inspect, ListLocks, LockStates,
-    Graph, GraphEdges,
+    Graph, GraphEdges, OpenLock,
 )  # fmt: skip
 
 NAME_BYTES_MAX = 255
