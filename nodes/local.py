@@ -1,0 +1,296 @@
+"""A whole cluster on this machine, for tests and for a first look: `LocalCluster`.
+
+The law: the nodes are real processes with their own ports and directories, run by the same command
+as anywhere else. Nothing of them is left behind, however the program ends (`launch.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..clients.errors import CoterieError, Unavailable
+from ..protocols.plugin import CONTROL, GroupId
+from ..protocols.session.messages import Locate
+from .ask import NodeAsker, await_leader, find_leader, located
+from .launch import Launch, NodePlan, NotRunning
+from .ports import find_free, held_by, is_free
+
+if TYPE_CHECKING:
+    from ..clients.aio import AsyncClient
+    from ..clients.sync import Client
+
+START_WAIT_S = 30.0
+"""How long a cluster, or a node, may take to serve; on two idle cores it is below two seconds."""
+
+START_ATTEMPTS = 5
+"""Starts with new ports, when another program takes one between the look and the bind."""
+
+PLAN_FILE = "cluster.json"
+NODES_MAX = 15
+
+
+class ClusterClosed(CoterieError, RuntimeError):
+    """The cluster does not run: use it in a `with` block, or between start() and close()."""
+
+
+class NodeNotRunning(CoterieError, RuntimeError):
+    """The node has ended; `restart(i)` starts it again."""
+
+
+class LocalCluster:
+    """Node processes on this machine.
+
+    Used with `with`, or `start()` and `close()`. Without `data_dir` the data live in a temporary
+    directory and go with the cluster; with it they stay and are found again. `env`: further
+    environment variables of the nodes. Nodes are numbered from 0 and named node1, node2, …;
+    node i keeps its data in `data_dir`/node<i+1> and its messages in a .log file beside it.
+
+    Raises `Unavailable` when the nodes do not serve in time; the text has their last words.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        data_dir: str | os.PathLike[str] | None = None,
+        store: str = "embedded",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if not 1 <= nodes <= NODES_MAX:
+            raise ValueError(f"nodes={nodes}: 1 to {NODES_MAX} run on one machine")
+        if store != "embedded":
+            raise ValueError(f"store={store!r}: only 'embedded' is there yet")
+        self._nodes = nodes
+        self._given = None if data_dir is None else Path(data_dir).absolute()
+        self._env = dict(env or {})
+        self._launch: Launch | None = None
+
+    def __enter__(self) -> LocalCluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._launch is None else f"in {self._launch.directory}"
+        return f"<LocalCluster of {self._nodes} nodes, {state}>"
+
+    # The cluster
+
+    def start(self) -> None:
+        """Start all nodes and wait until a leader serves. No effect on a running cluster."""
+        if self._launch is not None:
+            return
+        deadline = time.monotonic() + START_WAIT_S
+        for attempt in range(1, START_ATTEMPTS + 1):
+            launch = self._new_launch()
+            try:
+                for index in range(self._nodes):
+                    launch.start(index)
+                self._await_start(launch, deadline)
+            except BaseException as error:
+                taken = self._given is None and isinstance(error, Unavailable) and _taken(launch)
+                launch.close(gracefully=False)
+                if taken and attempt < START_ATTEMPTS:
+                    continue
+                raise
+            self._launch = launch
+            return
+
+    def close(self) -> None:
+        """End all nodes; a temporary directory goes too. Idempotent."""
+        launch, self._launch = self._launch, None
+        if launch is not None:
+            launch.close(gracefully=self._given is not None)
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Where clients reach the nodes, in order of index; those that do not run too."""
+        return [plan.endpoint for plan in self._running.plans]
+
+    @property
+    def http(self) -> list[str]:
+        """Base URLs of the nodes' HTTP servers: none yet."""
+        return []
+
+    @property
+    def data_dir(self) -> Path:
+        """The directory that holds one directory for each node."""
+        return self._running.directory
+
+    def client(self, **kw: Any) -> Client:
+        """A `Client` of this cluster; takes the keywords of `Client`."""
+        from ..clients.sync import Client
+
+        return Client(self.endpoints, **kw)
+
+    def async_client(self, **kw: Any) -> AsyncClient:
+        """An `AsyncClient` of this cluster; takes the keywords of `AsyncClient`."""
+        from ..clients.aio import AsyncClient
+
+        return AsyncClient(self.endpoints, **kw)
+
+    def leader(self, group: GroupId = CONTROL) -> int:
+        """The index of the leader, as it says itself; waits for an election to end.
+
+        Raises `Unavailable` if none is elected within some seconds."""
+        if group != CONTROL:
+            raise ValueError(f"group={group}: only group {CONTROL} is there yet")
+        launch = self._running
+        deadline = time.monotonic() + START_WAIT_S
+        with NodeAsker() as asker:
+            while time.monotonic() < deadline:
+                found = find_leader(asker, self.endpoints)
+                if found is not None:
+                    return self.endpoints.index(found[0])
+                time.sleep(0.01)
+        raise Unavailable(f"no leader for {START_WAIT_S:g} s; {self._words(launch)}")
+
+    # One node
+
+    def kill(self, i: int) -> None:
+        """SIGKILL node i and wait until it has ended."""
+        launch = self._running
+        with _not_running():
+            launch.kill(self._index(i))
+
+    def stop(self, i: int) -> None:
+        """SIGTERM node i (it hands its leadership over) and wait until it has ended."""
+        launch = self._running
+        with _not_running():
+            launch.stop(self._index(i))
+
+    def pause(self, i: int) -> None:
+        """SIGSTOP node i: it keeps its connections and does nothing."""
+        launch = self._running
+        with _not_running():
+            launch.pause(self._index(i))
+
+    def resume(self, i: int) -> None:
+        """SIGCONT node i."""
+        launch = self._running
+        with _not_running():
+            launch.resume(self._index(i))
+
+    def restart(self, i: int) -> None:
+        """Start node i again with the same command, stopping it first if it runs; wait until it
+        answers. It may still have to catch up, and without a majority nobody leads."""
+        launch, index = self._running, self._index(i)
+        if launch.running(index):
+            launch.stop(index)
+        launch.start(index)
+        endpoint = self.endpoints[index]
+        deadline = time.monotonic() + START_WAIT_S
+        with NodeAsker() as asker:
+            while time.monotonic() < deadline and launch.running(index):
+                if located(asker.ask([endpoint], Locate())):
+                    return
+        raise Unavailable(f"the node does not answer; {launch.report(index)}")
+
+    def pid(self, i: int) -> int:
+        """The process id of node i."""
+        launch = self._running
+        with _not_running():
+            return launch.pid(self._index(i))
+
+    def add_node(self) -> int:
+        """Not there yet: raises NotImplementedError."""
+        self._no_membership("add_node", "start LocalCluster(nodes=…) with as many as you need")
+
+    def remove_node(self, i: int) -> None:
+        """Not there yet: raises NotImplementedError."""
+        self._no_membership("remove_node", "stop(i) takes a node away; the others still count it")
+
+    # Within
+
+    @property
+    def _running(self) -> Launch:
+        if self._launch is None:
+            raise ClusterClosed("the cluster does not run; use `with LocalCluster() as cluster:`")
+        return self._launch
+
+    def _index(self, i: int) -> int:
+        if not 0 <= i < self._nodes:
+            raise IndexError(f"node {i}: this cluster has nodes 0 to {self._nodes - 1}")
+        return i
+
+    def _no_membership(self, name: str, instead: str) -> NoReturn:
+        raise NotImplementedError(f"{name}: members cannot change yet; {instead}")
+
+    def _new_launch(self) -> Launch:
+        if self._given is None:
+            directory = Path(tempfile.mkdtemp(prefix="coterie-"))
+            return Launch(_new_plans(self._nodes), directory, env=self._env, remove=True)
+        self._given.mkdir(parents=True, exist_ok=True)
+        return Launch(_kept_plans(self._given, self._nodes), self._given, env=self._env)
+
+    def _await_start(self, launch: Launch, deadline: float) -> None:
+        def all_run() -> bool:
+            return all(launch.running(index) for index in range(self._nodes))
+
+        endpoints = [plan.endpoint for plan in launch.plans]
+        with NodeAsker() as asker:
+            if await_leader(asker, endpoints, deadline, everybody=True, go_on=all_run) is None:
+                raise Unavailable(f"the cluster does not start; {self._words(launch)}")
+
+    def _words(self, launch: Launch) -> str:
+        reports = (launch.report(index) for index in range(self._nodes))
+        return "\n  ".join(["the nodes:", *reports])
+
+
+@contextlib.contextmanager
+def _not_running() -> Iterator[None]:
+    try:
+        yield
+    except NotRunning as error:
+        raise NodeNotRunning(str(error)) from None
+
+
+def _taken(launch: Launch) -> bool:
+    """True if a node ended and one of its ports is in use: then others may do better."""
+    return any(
+        not is_free(port)
+        for index, plan in enumerate(launch.plans)
+        if not launch.running(index)
+        for port in plan[1:]
+    )
+
+
+def _new_plans(nodes: int) -> list[NodePlan]:
+    ports = iter(find_free(3 * nodes))
+    return [
+        NodePlan(f"node{n}", next(ports), next(ports), next(ports)) for n in range(1, nodes + 1)
+    ]
+
+
+def _kept_plans(directory: Path, nodes: int) -> list[NodePlan]:
+    """The plans kept in the directory, for the nodes know each other by them; else new ones."""
+    path = directory / PLAN_FILE
+    if not path.exists():
+        plans = _new_plans(nodes)
+        path.write_text(json.dumps({"nodes": plans}), encoding="utf-8")
+        return plans
+    plans = [NodePlan(*fields) for fields in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+    if len(plans) != nodes:
+        raise ValueError(f"nodes={nodes}: {directory} holds a cluster of {len(plans)} nodes; "
+                         "members cannot change yet")  # fmt: skip
+    for plan in plans:
+        for port in plan[1:]:
+            if not is_free(port):
+                raise Unavailable(f"{directory}: port {port} of {plan.name} is in use by "
+                                  f"{held_by(port)}; end it first")  # fmt: skip
+    return plans

@@ -1,0 +1,54 @@
+"""The watcher of a local cluster: ends its nodes and removes its directory after its owner.
+
+Run as a file of its own, `python -I -S watcher.py OWNER ALIVE [DIRECTORY]`, so that it imports
+next to nothing. It leads the process group in which the nodes are.
+
+The law: whatever happens to the owner, SIGKILL included, no node and no temporary file outlives it
+by more than a few seconds. Two pipes tell all there is to know, so no process id can be mistaken:
+OWNER reaches its end when the owner is gone (or closed it), ALIVE when the last node is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import sys
+
+PATIENCE_S = 5.0
+"""How long nodes may take to end by themselves; they too see the end of the owner's pipe."""
+
+
+def watch(owner: int, alive: int, directory: str | None) -> None:
+    """Wait for the owner to go; then see the nodes out and remove `directory`."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # they end the owner, and that ends us
+    while os.read(owner, 64):
+        pass
+    os.killpg(0, signal.SIGCONT)  # a paused node could not see the pipe
+    if not ended(alive, PATIENCE_S):
+        kill_group()
+        ended(alive, PATIENCE_S)
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def kill_group() -> None:
+    """Kill every node there is. The leader of a group cannot leave it, but its child can."""
+    group = os.getpgrp()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with contextlib.suppress(ProcessLookupError):  # the last node ended meanwhile
+        os.killpg(group, signal.SIGKILL)
+
+
+def ended(pipe: int, timeout_s: float) -> bool:
+    """True if the pipe has reached its end within the time; nobody ever writes to it."""
+    return bool(select.select([pipe], [], [], timeout_s)[0])
+
+
+if __name__ == "__main__":
+    watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
