@@ -68,6 +68,13 @@ def bench() -> None:
     help="A running cluster; without it one is started for the run.",
 )
 @click.option(
+    "--durability",
+    default="fsync",
+    show_default=True,
+    type=click.Choice(["fsync", "relaxed"]),
+    help="How the cluster that is started for the run writes its log.",
+)
+@click.option(
     "--bare/--no-bare", default=True, show_default=True, help="Measure the bare path too."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -78,6 +85,7 @@ def lock(
     rate: float,
     repeat: int,
     endpoints: str | None,
+    durability: str,
     bare: bool,
     as_json: bool,
 ) -> None:
@@ -85,7 +93,7 @@ def lock(
     processes = min(processes, clients)
     measured: list[Figures] = []
     ceilings: list[Figures] = []
-    with served(endpoints) as (addresses, durability, pids):
+    with served(endpoints, durability) as (addresses, durability, pids):
         for _ in range(repeat):
             loads = split(Load(addresses, clients, seconds, rate), processes)
             measured.append(run_loads(loads, durability, pids))
@@ -95,16 +103,18 @@ def lock(
 
 
 @contextlib.contextmanager
-def served(endpoints: str | None) -> Iterator[tuple[list[str], str, dict[str, int]]]:
+def served(
+    endpoints: str | None, durability: str
+) -> Iterator[tuple[list[str], str, dict[str, int]]]:
     """Endpoints, durability and the nodes' process ids (none of a cluster that is not ours)."""
     if endpoints:
         addresses = endpoints.split(",")
         with Client(addresses) as client:
             yield addresses, str(client.status().get("durability", "unknown")), {}
         return
-    with LocalCluster(nodes=NODES) as cluster:
+    with LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability}) as cluster:
         pids = {f"node{number + 1}": cluster.pid(number) for number in range(NODES)}
-        yield list(cluster.endpoints), "fsync", pids
+        yield list(cluster.endpoints), durability, pids
 
 
 def split(load: Load, processes: int) -> list[Load]:
