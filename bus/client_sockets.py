@@ -13,7 +13,7 @@ from collections.abc import Callable
 import zmq
 
 from .frame import PEER_FRAME_BYTES
-from .loop_socket import LoopSocket, RawContext, SocketSet
+from .loop_socket import LoopSocket, RawContext, SocketSet, has_port
 from .options import new_socket
 
 OUTBOX_FRAMES = 16
@@ -47,6 +47,8 @@ class ClientSockets(SocketSet):
         """
         if endpoint in self._links:
             return
+        if endpoint.startswith("tcp://") and not has_port(endpoint):
+            raise ValueError(f"cannot connect to {endpoint!r}: it ends in no port from 1 to 65535")
         raw = new_socket(self._context, zmq.DEALER, endpoint, max_bytes=PEER_FRAME_BYTES)
         try:
             raw.connect(endpoint)

@@ -64,8 +64,16 @@ def is_loopback(endpoint: str) -> bool:
         return False
 
 
+def has_port(endpoint: str) -> bool:
+    """True if a tcp endpoint ends in a port, or `*`. libzmq would take 70001 for 4465."""
+    port = endpoint.rpartition(":")[2]
+    return port == "*" or (port.isascii() and port.isdigit() and int(port) < 1 << 16)
+
+
 def bind(raw: RawSocket, endpoint: str) -> str:
     """Bind and return the endpoint as bound (a port `*` resolved). Raises `BindFailed`."""
+    if endpoint.startswith("tcp://") and not has_port(endpoint):
+        raise BindFailed(endpoint, "it ends in no port from 1 to 65535")
     try:
         raw.bind(endpoint)
     except zmq.ZMQError as error:

@@ -384,6 +384,8 @@ def test_outbox_is_bounded_and_unknown_endpoints_are_told() -> None:
             assert caller.sockets.counters == {"send_full": 5, "send_unreachable": 1}
             with pytest.raises(ValueError, match="nonsense"):
                 caller.sockets.connect("nonsense")
+            with pytest.raises(ValueError, match="port"):
+                caller.sockets.connect("tcp://127.0.0.1:70001")
 
     run(test)
 
