@@ -9,9 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any, Protocol, TypeAlias
 
 from .lock.plugin import LockPlugin
 from .plugin import (
@@ -32,6 +30,9 @@ from .session.plugin import SessionPlugin
 
 ENTRY_POINT_GROUP = "coterie.protocols"
 """The entry point group under which a distribution offers plugin classes."""
+
+Vocabulary: TypeAlias = dict[str, tuple[type[Message], ...]]
+"""Message types by role: the fields of the frame codec's own `Vocabulary`."""
 
 PLACEMENTS = ("control", "partitioned")
 
@@ -65,19 +66,6 @@ class BrokenDistribution(ImportError):
         self.plugin = plugin
 
 
-class Vocabulary(msgspec.Struct, frozen=True):
-    """The message types of one plugin by role; see `plugin.py` for the roles.
-
-    `asked` are operations and queries, `answered` results, `told` hints. `peer` go between nodes,
-    `internal` only into the log."""
-
-    peer: tuple[type[Message], ...]
-    asked: tuple[type[Message], ...]
-    answered: tuple[type[Message], ...]
-    told: tuple[type[Message], ...]
-    internal: tuple[type[Message], ...]
-
-
 class EntryPoint(Protocol):
     """What is used of `importlib.metadata.EntryPoint`."""
 
@@ -94,18 +82,19 @@ def code(name: str) -> bytes:
 
 
 def vocabulary(messages: Sequence[type[Message]]) -> Vocabulary:
-    """Message types by role, with the answers and the `Cancel` that all plugins share."""
+    """Message types by role, with the answers and the `Cancel` that all plugins share: `peer` go
+    between nodes, `asked` are operations and queries, `answered` results, `told` hints. An
+    `Internal` has no role here: it goes nowhere but into the log."""
 
     def of(*roles: type[Message]) -> tuple[type[Message], ...]:
         return tuple(message for message in messages if issubclass(message, roles))
 
-    return Vocabulary(
-        peer=tuple(message for message in messages if not issubclass(message, _ROLES)),
-        asked=(*of(Operation, Query), Cancel),
-        answered=(*of(Result), Cancelled, Failure),
-        told=of(Hint),
-        internal=of(Internal),
-    )
+    return {
+        "peer": tuple(message for message in messages if not issubclass(message, _ROLES)),
+        "asked": (*of(Operation, Query), Cancel),
+        "answered": (*of(Result), Cancelled, Failure),
+        "told": of(Hint),
+    }
 
 
 class Registry:

@@ -12,7 +12,7 @@ dropped when the last `not_after_us` it was used with has passed in log time.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -123,13 +123,16 @@ class Window(msgspec.Struct):
 
 
 class Replica:
-    """One group's state on one node. `applied` is the index of the last entry applied."""
+    """One group's state on one node. `applied` is the index of the last entry applied.
+
+    A machine that needs the others, or the windows, has `attach(replica)`; one that waits for log
+    time has `deadlines_pending() -> bool`. Both are optional."""
 
     def __init__(
         self, group: GroupId, machines: Mapping[str, StateMachine], codec: CommandCodec
     ) -> None:
         self.group = group
-        self.machines = dict(machines)
+        self.machines = dict(sorted(machines.items()))
         self.codec = codec
         self.applied = 0
         self.moment = Moment(hints=[])
@@ -138,6 +141,8 @@ class Replica:
             attach = getattr(machine, "attach", None)
             if attach is not None:
                 attach(self)
+        hooks = [getattr(machine, "deadlines_pending", None) for machine in self.machines.values()]
+        self._pending: list[Callable[[], bool]] = [hook for hook in hooks if hook is not None]
 
     @property
     def number(self) -> int:
@@ -152,11 +157,12 @@ class Replica:
         assert entry.index == self.applied + 1, (entry.index, self.applied)
         self.moment.time_us = max(self.moment.time_us, entry.time_us)
         self.applied = entry.index
+        if self.group != CONTROL:
+            self._drop_old_windows()
         if entry.kind != COMMANDS:
             return []
         if commands is None:
             commands = self.codec.decode(entry.payload)
-        self._drop_old_windows()
         return [self._apply(command) for command in commands]
 
     def take_hints(self) -> list[tuple[ClientId, Hint]]:
@@ -168,7 +174,7 @@ class Replica:
 
     def deadlines_pending(self) -> bool:
         """True while something here waits for log time to pass."""
-        return bool(self.windows)
+        return bool(self.windows) or any(pending() for pending in self._pending)
 
     def check(self) -> None:
         for machine in self.machines.values():
@@ -268,8 +274,6 @@ class Replica:
 
         The windows stand in order of their last use; a bound is at most `NOT_AFTER_MAX_US` away,
         so that one far bound keeps those behind it from going for no longer than that."""
-        if self.group == CONTROL:
-            return
         windows, time_us = self.windows, self.moment.time_us
         for _ in range(WINDOWS_DROPPED_MAX):
             oldest = next(iter(windows), None)

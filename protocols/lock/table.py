@@ -146,6 +146,9 @@ class LockTable:
             return None
         return Granted(number, claim.token) if claim.token else Queued(number)
 
+    def deadlines_pending(self) -> bool:
+        return bool(self.deferred)
+
     def next_deferral_us(self) -> int | None:
         """When the next deferred lock may be opened, in log time; None if there is none."""
         self._settle()

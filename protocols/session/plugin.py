@@ -199,7 +199,7 @@ class SessionPlugin(Replicated):
     def _located(self) -> Located:
         port = self.port
         leader, term = port.leader(CONTROL)
-        cluster: int = getattr(port, "cluster", 0)
+        cluster = port.cluster()
         return Located(
             cluster=cluster,
             node=port.node,
