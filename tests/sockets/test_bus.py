@@ -31,7 +31,7 @@ class Node:
 
     def __init__(self, clients: str = FREE, peers: str = FREE, publish: str = FREE) -> None:
         self.loop = asyncio.get_running_loop()
-        self.context: zmq.Context[Any] = zmq.Context()
+        self.context = new_context()
         self.turns = 0
         self.from_peers: list[bytes] = []
         self.published: list[bytes] = []
@@ -77,7 +77,7 @@ class Caller:
     """A client that keeps whatever comes back."""
 
     def __init__(self) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
+        self.context = new_context()
         self.received: list[tuple[str, bytes]] = []
         self.sockets = ClientSockets(self.context, asyncio.get_running_loop(), self.turn)
 
@@ -107,6 +107,22 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
+contexts: list[zmq.Context[Any]] = []
+
+
+def new_context() -> zmq.Context[Any]:
+    contexts.append(zmq.Context())
+    return contexts[-1]
+
+
+@pytest.fixture(autouse=True)
+def end_contexts() -> Iterator[None]:
+    """A test that died before it closed its sockets must not hang in the context's end."""
+    yield
+    while contexts:
+        contexts.pop().destroy(linger=0)
+
+
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Run a test on a loop where any exception in a callback fails it."""
     failures: list[dict[str, Any]] = []
@@ -128,9 +144,7 @@ def port(endpoint: str) -> int:
 @pytest.fixture
 def foreign() -> Iterator[zmq.Context[Any]]:
     """A context for sockets that do what ours never would."""
-    context: zmq.Context[Any] = zmq.Context()
-    yield context
-    context.destroy(linger=0)
+    yield new_context()
 
 
 async def answers(caller: Caller, endpoint: str, frame: bytes = b"are you there?") -> None:
