@@ -264,7 +264,6 @@ class _Reader:
         while not reason and self.stream[segment.offset : segment.offset + 8].strip(b"\0"):
             reason = self._batch(batches)
         start = position(segment.offset)
-        self._check_marks(start)
         if _zero(self.data, start):
             return
         if not last:
@@ -289,6 +288,8 @@ class _Reader:
             return "a batch's checksum is wrong"
         if stream[at + HEAD + length : stop].strip(b"\0"):
             return "a batch's padding is not zero"
+        if not self._marked(at, stop):
+            return "a sector's mark is wrong"
         batches.append(Batch(self.number, position(at), self._records(at, payload, count)))
         segment.crc, segment.offset = crc, stop
         segment.begin(kind)
@@ -303,14 +304,14 @@ class _Reader:
             raise CorruptLog(self.number, position(at), "a batch has another number of records")
         return records
 
-    def _check_marks(self, stop: int) -> None:
-        """Every sector with a whole batch in it must carry its mark."""
-        count = -(-stop // SECTOR)
-        for column, byte in enumerate(MARK):
-            found = self.data[column:stop:SECTOR]
-            if found != bytes([byte]) * count:
-                sector = next(i for i, value in enumerate(found) if value != byte)
-                raise CorruptLog(self.number, sector * SECTOR + column, "a sector's mark is wrong")
+    def _marked(self, at: int, stop: int) -> bool:
+        """True if every sector that begins within this part of the stream has its mark. Behind a
+        mark there may be zeros only: then nothing else tells that the sector is missing."""
+        data, first = self.data, -(-position(at) // SECTOR) * SECTOR
+        return all(
+            data[sector : sector + len(MARK)] == MARK
+            for sector in range(first, position(stop - 1) + 1, SECTOR)
+        )
 
     def _is_torn(self) -> bool:
         """True if the damage at the segment's offset is what a crash leaves of one last write."""
