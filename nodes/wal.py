@@ -197,7 +197,7 @@ def first_word(length: int, kind: int, offset: int, seed: int) -> bytes:
 
 
 def chain(crc: int, word: bytes, count: int, payload: bytes) -> int:
-    """The CRC of a batch, from the CRC before it. The padding is checked to be zero instead."""
+    """The CRC of a batch, from the CRC before it. The padding means nothing and is not in it."""
     return zlib.crc32(payload, zlib.crc32(word + _CRC.pack(count), crc))
 
 
@@ -286,8 +286,6 @@ class _Reader:
         count, crc = _REST.unpack_from(stream, at + _WORD.size)
         if crc != chain(segment.crc, stream[at : at + _WORD.size], count, payload):
             return "a batch's checksum is wrong"
-        if stream[at + HEAD + length : stop].strip(b"\0"):
-            return "a batch's padding is not zero"
         if not self._marked(at, stop):
             return "a sector's mark is wrong"
         batches.append(Batch(self.number, position(at), self._records(at, payload, count)))

@@ -24,7 +24,7 @@ class MemoryDisk:
         self.synced[name] = bytes(size)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        assert 0 <= offset and offset + len(data) <= len(self.files[name])
+        assert offset >= 0 and offset + len(data) <= len(self.files[name])
         self.files[name][offset : offset + len(data)] = data
 
     def sync(self, name: str) -> None:

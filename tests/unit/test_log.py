@@ -203,7 +203,7 @@ def test_a_torn_write_is_cut_and_written_over() -> None:
         log.open()
         log.write(log.encode([entry(1)]))
         disk.sync = lambda name: None  # type: ignore[method-assign]
-        log.write(log.encode([entry(2, size=1700)]))
+        log.write(log.encode([EntryRecord(1, Entry(2, 1, 20, 1, b"torn" * 425))]))
         sectors = iter(lost)
         assert len(disk.unsynced()) == 4
         after = disk.crash(lambda name, at, sectors=sectors: next(sectors))  # type: ignore[misc]

@@ -105,7 +105,7 @@ def test_what_was_written_is_read(batches: Batches) -> None:
 
 
 def test_batches_go_up_to_the_last_byte_of_a_segment() -> None:
-    for length in range(0, 520):
+    for length in range(520):
         payload = wal.encode_records([entry(1, bytes(length))])
         size = wal.size_for(len(payload))
         log = Written(size)
@@ -321,6 +321,18 @@ def test_a_batch_missing_before_the_next_segment_is_corruption() -> None:
         read(log.files)
 
 
+def test_bytes_beyond_the_end_of_a_segment_are_not_overlooked() -> None:
+    log = small_log(4096)
+    log.files[0][3072] = 3
+    assert records(read(log.files)) == log.batches
+    assert read(log.files).torn[1] > 0, "in the last segment they are cut"
+    log.files[0][3072] = 0
+    log.roll()
+    log.files[0][3072] = 3
+    with pytest.raises(wal.CorruptLog, match="not clean"):
+        read(log.files)
+
+
 def test_a_header_missing_before_data_is_corruption() -> None:
     log = small_log()
     log.files[0][:512] = bytes(512)
@@ -378,7 +390,7 @@ def test_closed_ends_relaxed() -> None:
         assert found.segment is not None
         assert found.segment.relaxed is relaxed
     log.add([entry(2)])
-    _, start, stop = log.places[0]
+    _, start, _ = log.places[0]
     log.files[0][start : start // 512 * 512 + 512] = bytes(512 - start % 512)
     with pytest.raises(wal.CorruptLog):
         read(log.files)
