@@ -1,0 +1,428 @@
+"""`Raft`: the plugin that owns the log, with all groups of the node.
+
+The law: in a turn everything is gathered and leaves once, in `flush`: what is committed is applied,
+what was proposed becomes one entry per group, one write takes all records, then messages leave.
+Nothing here is done per operation; that is the replica's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from ..errors import Code
+from ..plugin import CONTROL, Command, Failure, LogPort, Message, Request, Result, StateMachine
+from ..records import (
+    COMMANDS,
+    CONFIGURATION,
+    Configuration,
+    Entry,
+    GroupId,
+    GroupState,
+    Identity,
+    Member,
+    NodeId,
+    WriteNumber,
+)
+from ..replica import Replica
+from . import election, inspection, membership, replication
+from .founding import Founding, PluginSet, compare_plugins
+from .group import FOREVER, Group, Role, Token
+from .messages import (
+    MESSAGES,
+    Appended,
+    AppendEntries,
+    Heard,
+    Heartbeat,
+    Introduce,
+    Introduced,
+    PreVoted,
+    Rejected,
+    RequestPreVote,
+    RequestVote,
+    TimeoutNow,
+    Voted,
+)
+from .settings import Settings
+from .turn import Turn
+
+_HANDLERS: dict[type[Message], Callable[[Group, NodeId, Any], None]] = {
+    AppendEntries: replication.on_append_entries,
+    Appended: replication.on_appended,
+    Rejected: replication.on_rejected,
+    Heartbeat: replication.on_heartbeat,
+    Heard: replication.on_heard,
+    RequestPreVote: election.on_request_pre_vote,
+    PreVoted: election.on_pre_voted,
+    RequestVote: election.on_request_vote,
+    Voted: election.on_voted,
+    TimeoutNow: election.on_timeout_now,
+}
+
+
+class Raft:
+    """All groups of one node. `replicas` are the groups it holds, `recovered` what its log holds
+    of them, `configured` the nodes of its settings, `plugins` the (name, version) pairs it has."""
+
+    name = "raft"
+    version = 1
+    messages: Sequence[type[Message]] = MESSAGES
+    placement: Literal["control", "partitioned"] = "control"
+
+    def __init__(
+        self,
+        identity: Identity,
+        settings: Settings,
+        replicas: Mapping[GroupId, Replica],
+        recovered: Mapping[GroupId, GroupState],
+        configured: Sequence[Member],
+        plugins: PluginSet,
+    ) -> None:
+        self.identity = identity
+        self.settings = settings
+        self.turn = Turn(identity, settings, [member.node for member in configured])
+        self.groups = {
+            group: Group(group, replicas[group], recovered.get(group) or GroupState(), self.turn)
+            for group in sorted(replicas)
+        }
+        self.founding = Founding(self.turn, configured, tuple(plugins), self._join)
+        self.more = False
+        self.joining = 0
+        self.joining_write: WriteNumber | None = None
+
+    @property
+    def cluster(self) -> int:
+        """The cluster this node belongs to, 0 if none yet."""
+        return self.founding.cluster
+
+    def start(self, port: LogPort) -> None:
+        self.port = self.turn.port = port
+        self.founding.begin()
+        control = self.groups[CONTROL]
+        configuration = control.configuration
+        if configuration is not None:
+            differ = compare_plugins(self.founding.plugins, configuration.plugins)
+            if differ is not None:
+                port.stop(differ)
+                return
+            self._keep_payload(control)
+            if not self.identity.cluster:
+                port.joined(configuration.cluster)
+            self._joined(configuration.cluster)
+        elif self.identity.cluster:
+            self._joined(self.identity.cluster)
+
+    # --- founding and joining -------------------------------------------------------------------
+
+    def _keep_payload(self, control: Group) -> None:
+        entry = control.log.get(1)
+        if entry.kind == CONFIGURATION:
+            self.founding.payload = entry.payload
+
+    def _join(self, cluster: int, payload: bytes) -> None:
+        """Belong to `cluster` once its founding entry, if it is for us, is durable."""
+        if not payload:
+            self.port.joined(cluster)
+            self._joined(cluster)
+            return
+        self.joining = cluster
+        for group in self.groups.values():
+            if group.group < self.settings.groups:
+                group.term, group.dirty = max(group.term, 1), True
+                group.follow((Entry(1, 1, 0, CONFIGURATION, payload),))
+
+    def _joined(self, cluster: int) -> None:
+        control = self.groups[CONTROL]
+        if control.log.last_index and not self.founding.payload:
+            self._keep_payload(control)
+        self.founding.joined(cluster)
+        for group in self.groups.values():
+            group.rearm()
+        self._introduce_until_recorded()
+
+    def _introduce_until_recorded(self) -> None:
+        if self._recorded():
+            self.founding.deadline = FOREVER
+        elif self.founding.deadline == FOREVER:
+            self.founding.deadline = self.port.now()
+
+    def _recorded(self) -> bool:
+        """Is our incarnation in the configuration of every group we hold?"""
+        node, incarnation = self.identity.node, self.identity.incarnation
+        for group in self.groups.values():
+            member = group.members.get(node)
+            if member is None or member.incarnation != incarnation:
+                return False
+        return True
+
+    def recorded_incarnation(self, node: NodeId) -> int | None:
+        """The incarnation group 0's configuration has for a node: 0 if it is a member not heard of
+        yet, None if it is no member or no configuration is known. Frames of another incarnation
+        than a recorded one must be dropped, except `Introduce` and `Introduced`."""
+        member = self.groups[CONTROL].members.get(node)
+        return member.incarnation if member is not None else None
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def on_message(self, sender: NodeId, message: Message) -> None:
+        if isinstance(message, Introduce):
+            self._on_introduce(message)
+        elif isinstance(message, Introduced):
+            self.founding.on_introduced(message)
+        elif self.cluster:
+            group = self.groups.get(message.group)  # type: ignore[attr-defined]
+            if group is not None:
+                _HANDLERS[type(message)](group, sender, message)
+
+    def _on_introduce(self, message: Introduce) -> None:
+        ours, newcomer = self.cluster, message.member
+        # While our founding entry is being written we are not empty, and nothing else yet.
+        if self.joining or (message.cluster and message.cluster != ours):
+            return
+        self.founding.answer(message, self.recorded_incarnation(newcomer.node) or 0)
+        if not message.cluster or newcomer.node not in self.turn.configured:
+            return
+        if newcomer.incarnation and not compare_plugins(self.founding.plugins, message.plugins):
+            for group in self.groups.values():
+                membership.consider_newcomer(group, newcomer)
+
+    def on_durable(self, write_number: WriteNumber) -> None:
+        """Writes up to `write_number` are on disk: our own entries count, answers leave."""
+        answers = self.turn.release(write_number)
+        for group in self.groups.values():
+            if group.writes:
+                group.durable(write_number)
+        if self.joining_write is not None and write_number >= self.joining_write:
+            cluster, self.joining, self.joining_write = self.joining, 0, None
+            self.port.joined(cluster)
+            self._joined(cluster)
+        self._send_answers(answers)
+
+    def _send_answers(self, answers: Sequence[tuple[NodeId, Message]]) -> None:
+        for node, message in answers:
+            if node == self.identity.node:
+                self.on_message(node, message)
+            else:
+                self.port.send(node, message)
+
+    # --- proposals and reads --------------------------------------------------------------------
+
+    def propose(self, plugin: str, group: GroupId, command: Command, token: Any) -> None:
+        found = self._leading(plugin, group, token)
+        if found is None:
+            return
+        if found.transferee is not None:
+            failure = Failure(Code.NOT_LEADER, "leadership is being handed over; ask again")
+            self.port.failed(plugin, group, token, failure)
+        elif found.uncommitted_bytes > self.settings.uncommitted_bytes:
+            self.port.failed(plugin, group, token, _BUSY)
+        else:
+            found.commands.append(command)
+            found.tokens.append((plugin, token))
+
+    def read(self, plugin: str, group: GroupId, token: Any) -> None:
+        found = self._leading(plugin, group, token)
+        if found is not None:
+            if found.reads.count >= self.settings.waiting_reads:
+                self.port.failed(plugin, group, token, _BUSY)
+            else:
+                found.reads.add((plugin, token))
+
+    def _leading(self, plugin: str, group: GroupId, token: Any) -> Group | None:
+        found = self.groups.get(group)
+        if found is None:
+            failure = Failure(Code.UNKNOWN_GROUP, f"this node does not hold group {group}")
+        elif found.role is not Role.LEADER:
+            failure = found.not_leader()
+        else:
+            return found
+        self.port.failed(plugin, group, token, failure)
+        return None
+
+    def leader(self, group: GroupId) -> tuple[NodeId | None, int]:
+        found = self.groups.get(group)
+        return (found.leader, found.term) if found is not None else (None, 0)
+
+    def log_time_us(self, group: GroupId) -> int:
+        found = self.groups.get(group)
+        return found.clock() if found is not None else 0
+
+    def configuration(self, group: GroupId = CONTROL) -> Configuration | None:
+        """The latest configuration in a group's log here, committed or not."""
+        return self.groups[group].configuration
+
+    def reconfigure(self, group: GroupId, members: Sequence[Member]) -> Failure | None:
+        """Propose new members of a group this node leads; they differ from the present ones in
+        one node. None if the change is in the log; it counts from now on."""
+        return membership.reconfigure(self.groups[group], members)
+
+    def hand_over(self, group: GroupId, target: NodeId) -> bool:
+        """Hand the leadership of a group to a voter (thesis §3.10). False if that cannot be."""
+        return election.start_transfer(self.groups[group], target)
+
+    def transfer(self) -> bool:
+        done = True
+        for group in self.groups.values():
+            if group.role is Role.LEADER and group.voters - group.voting:
+                done = False
+                target = election.successor(group)
+                if group.transferee is None and target is not None:
+                    election.start_transfer(group, target)
+        return done
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        if self.more:
+            return self.port.now()
+        turn = self.turn
+        found = min(self.founding.deadline, turn.next_beat if turn.leading else FOREVER)
+        for group in self.groups.values():
+            if group.deadline < found:
+                found = group.deadline
+        return found if found < FOREVER else None
+
+    def on_deadline(self) -> None:
+        now, turn = self.port.now(), self.turn
+        if now >= self.founding.deadline:
+            if self.cluster:
+                self._introduce_until_recorded()
+            if now >= self.founding.deadline:
+                self.founding.introduce()
+        for group in self.groups.values():
+            if now >= group.deadline:
+                election.on_election_timeout(group)
+        if turn.leading and now >= turn.next_beat:
+            turn.beat += 1
+            turn.next_beat = now + self.settings.heartbeat_s
+            for group in self.groups.values():
+                if group.role is Role.LEADER:
+                    replication.beat(group)
+
+    # --- the end of a turn ----------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Apply, cut entries, write, send: once per turn."""
+        self.more = False
+        groups = self.groups.values()
+        left = self.settings.apply_operations
+        for group in groups:
+            left = self._settle(group, left)
+        for group in groups:
+            if group.commands:
+                self._cut(group)
+        self._write()
+        for group in groups:
+            if group.role is Role.LEADER:
+                replication.send(group)
+                if group.voters == 1:
+                    self._release_reads(group)
+            if group.commands or group.reads.arrived:
+                self.more = True
+
+    def _settle(self, group: Group, left: int) -> int:
+        """Commit and apply what can be, answer reads; `left` operations may still be applied."""
+        if group.acknowledged and group.role is Role.LEADER:
+            replication.advance_commit(group)
+        replica = group.replica
+        while replica.applied < group.commit:
+            if left <= 0:
+                self.more = True
+                break
+            left -= self._apply(group, group.log.get(replica.applied + 1))
+        if group.reads.waiting:
+            self._release_reads(group)
+        return left
+
+    def _apply(self, group: Group, entry: Entry) -> int:
+        """Apply one entry; how many operations it held."""
+        commands, tokens = group.proposed.pop(entry.index, _NOTHING)
+        replies = group.replica.apply(entry, commands)
+        hints, port, operations = group.replica.take_hints(), self.port, 1
+        for reply in replies:
+            operations += len(reply)
+        if tokens:
+            for (plugin, token), reply in zip(tokens, replies, strict=True):
+                port.applied(plugin, group.group, token, reply)
+        if hints and group.role is Role.LEADER:
+            for client, hint in hints:
+                port.tell(client, hint)
+        return operations
+
+    def _release_reads(self, group: Group) -> None:
+        confirmed = replication.confirmed_round(group)
+        for plugin, token in group.reads.release(confirmed, group.replica.applied):
+            self.port.readable(plugin, group.group, token)
+
+    def _cut(self, group: Group) -> None:
+        """One entry of all commands of the turn, or several if they are too many bytes."""
+        commands, tokens = group.commands, group.tokens
+        group.commands, group.tokens = [], []
+        pieces = [(commands, tokens)]
+        while pieces:
+            commands, tokens = pieces.pop()
+            payload = group.replica.codec.encode(commands)
+            if len(payload) > self.settings.entry_bytes and len(commands) > 1:
+                half = len(commands) // 2
+                pieces.append((commands[half:], tokens[half:]))
+                pieces.append((commands[:half], tokens[:half]))
+            elif group.uncommitted_bytes > self.settings.uncommitted_bytes:
+                for plugin, token in tokens:
+                    self.port.failed(plugin, group.group, token, _BUSY)
+            else:
+                group.proposed[group.lead(COMMANDS, payload)] = (commands, tokens)
+
+    def _write(self) -> None:
+        """Everything of the turn in one write; answers that count on it wait for it."""
+        turn, groups = self.turn, self.groups.values()
+        states = [group.state_record() for group in groups if group.dirty]
+        if states:
+            turn.records[:0] = states
+        if turn.records:
+            answers = turn.write()
+            for group in groups:
+                group.written(turn.written)
+            if self.joining and self.joining_write is None:
+                self.joining_write = turn.written
+        else:
+            answers = turn.write()
+        self._send_answers(answers)
+
+    # --- what a plugin has and raft does not need ----------------------------------------------
+
+    def machine(self, group: GroupId) -> StateMachine | None:
+        return None
+
+    def on_request(self, request: Request) -> None:
+        failure = Failure(Code.MALFORMED, "raft takes no requests of clients")
+        self.port.reply(request, [failure] * len(request.operations))
+
+    def on_applied(self, group: GroupId, token: Any, results: Sequence[Result]) -> None:
+        """Raft proposes nothing through a port."""
+
+    def on_read(self, group: GroupId, token: Any) -> None:
+        """Raft reads nothing through a port."""
+
+    def on_failed(self, group: GroupId, token: Any, failure: Failure) -> None:
+        """Raft proposes nothing through a port."""
+
+    def on_leader(self, group: GroupId, leader: NodeId | None, term: int) -> None:
+        """Raft is who tells it."""
+
+    # --- inspection -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the local invariants of every group; looks at each entry once."""
+        for group in self.groups.values():
+            inspection.check(group)
+
+    def status(self) -> dict[str, Any]:
+        """Per group its `inspection.status`, under the group's number."""
+        return {
+            "cluster": self.cluster,
+            "groups": {number: inspection.status(group) for number, group in self.groups.items()},
+        }
+
+
+_BUSY = Failure(Code.BUSY, "the log has too much that is not committed yet; retry later")
+_NOTHING: tuple[list[Command] | None, list[Token]] = (None, [])
