@@ -7,7 +7,6 @@ and it never outlives that process: it ends when the pipe it inherited does, and
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -15,9 +14,9 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from . import watcher
+from .plans import NodePlan, peers_option
 
 TERM_WAIT_S = 5.0
 """How long a node may take to end after SIGTERM; then it is killed."""
@@ -31,29 +30,6 @@ LOG_LINES = 12
 
 class NotRunning(RuntimeError):
     """The node's process has ended or was not started."""
-
-
-class NodePlan(NamedTuple):
-    """A node to run: its name, and its ports for clients, peers and PUB on 127.0.0.1."""
-
-    name: str
-    client: int
-    peer: int
-    publish: int
-
-    @property
-    def endpoint(self) -> str:
-        return f"tcp://127.0.0.1:{self.client}"
-
-    @property
-    def address(self) -> str:
-        """As in `--peers`, without the name."""
-        return f"127.0.0.1:{self.client}:{self.peer}:{self.publish}"
-
-
-def peers_option(plans: Sequence[NodePlan]) -> str:
-    """The `--peers` of these nodes."""
-    return ",".join(f"{plan.name}={plan.address}" for plan in plans)
 
 
 class Launch:
@@ -75,7 +51,7 @@ class Launch:
         self.plans = tuple(plans)
         self.directory = directory
         self._options = tuple(options)
-        self._environment = _environment(env)
+        self._environ = environment(env)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._paused: set[int] = set()
         self._process_id = os.getpid()
@@ -109,7 +85,7 @@ class Launch:
             self._processes[index] = subprocess.Popen(
                 arguments,
                 cwd=self.directory,
-                env=self._environment,
+                env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -188,20 +164,17 @@ class Launch:
         return f"{self.plans[index].name} {state}" + (f":\n    {lines}" if lines else "")
 
     def close(self, *, gracefully: bool) -> None:
-        """End all nodes (SIGTERM if `gracefully`, else SIGKILL), then the watcher and with it the
-        directory if that goes. Idempotent; in a forked child it does nothing to the nodes."""
+        """End all nodes (after closing their logs if `gracefully`, else by SIGKILL), then the
+        watcher and with it the directory if that goes. Idempotent; in a forked child it does
+        nothing."""
         if self._owner_held < 0 or os.getpid() != self._process_id:
             return
-        running = [index for index in range(len(self.plans)) if self.running(index)]
-        for index in running:
-            with contextlib.suppress(NotRunning):
-                if gracefully:
-                    self.terminate(index)
-                else:
-                    self._running(index).kill()
-        for index in running:
+        if not gracefully:
+            for process in self._processes.values():
+                process.kill()
+        self.let_go()  # the nodes see it, close their logs and end; the watcher wakes paused ones
+        for index in self._processes:
             self.await_end(index, TERM_WAIT_S)
-        self.let_go()
         for descriptor in (self._owner, self._alive):
             os.close(descriptor)
         self._watcher.wait()
@@ -232,7 +205,7 @@ def exit_words(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _environment(env: Mapping[str, str] | None) -> dict[str, str]:
+def environment(env: Mapping[str, str] | None) -> dict[str, str]:
     """This process's environment, and where it found this package, which need not be installed."""
     environment = {**os.environ, **(env or {})}
     package = Path(__file__).resolve().parents[1]

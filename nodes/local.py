@@ -7,7 +7,6 @@ as anywhere else. Nothing of them is left behind, however the program ends (`lau
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -20,8 +19,9 @@ from ..clients.errors import CoterieError, Unavailable
 from ..protocols.plugin import CONTROL, GroupId
 from ..protocols.session.messages import Locate
 from .ask import NodeAsker, await_leader, find_leader, located
-from .launch import Launch, NodePlan, NotRunning
-from .ports import find_free, held_by, is_free
+from .launch import Launch, NotRunning
+from .plans import DirectoryInUse, DirectoryLock, NodePlan, PortInUse, check_ports, keep, kept
+from .ports import find_free, is_free
 
 if TYPE_CHECKING:
     from ..clients.aio import AsyncClient
@@ -33,7 +33,6 @@ START_WAIT_S = 30.0
 START_ATTEMPTS = 5
 """Starts with new ports, when another program takes one between the look and the bind."""
 
-PLAN_FILE = "cluster.json"
 NODES_MAX = 15
 
 
@@ -72,6 +71,7 @@ class LocalCluster:
         self._given = None if data_dir is None else Path(data_dir).absolute()
         self._env = dict(env or {})
         self._launch: Launch | None = None
+        self._lock: DirectoryLock | None = None
 
     def __enter__(self) -> LocalCluster:
         self.start()
@@ -105,6 +105,7 @@ class LocalCluster:
             except BaseException as error:
                 taken = self._given is None and isinstance(error, Unavailable) and _taken(launch)
                 launch.close(gracefully=False)
+                self._release()
                 if taken and attempt < START_ATTEMPTS:
                     continue
                 raise
@@ -116,6 +117,7 @@ class LocalCluster:
         launch, self._launch = self._launch, None
         if launch is not None:
             launch.close(gracefully=self._given is not None)
+            self._release()
 
     @property
     def endpoints(self) -> list[str]:
@@ -236,7 +238,19 @@ class LocalCluster:
             directory = Path(tempfile.mkdtemp(prefix="coterie-"))
             return Launch(_new_plans(self._nodes), directory, env=self._env, remove=True)
         self._given.mkdir(parents=True, exist_ok=True)
-        return Launch(_kept_plans(self._given, self._nodes), self._given, env=self._env)
+        try:
+            self._lock = DirectoryLock(self._given)
+            return Launch(_kept_plans(self._given, self._nodes), self._given, env=self._env)
+        except BaseException as error:
+            self._release()
+            if not isinstance(error, DirectoryInUse | PortInUse):
+                raise
+            raise Unavailable(f"{error}; end it, or take another data_dir") from error
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _await_start(self, launch: Launch, deadline: float) -> None:
         def all_run() -> bool:
@@ -278,19 +292,13 @@ def _new_plans(nodes: int) -> list[NodePlan]:
 
 
 def _kept_plans(directory: Path, nodes: int) -> list[NodePlan]:
-    """The plans kept in the directory, for the nodes know each other by them; else new ones."""
-    path = directory / PLAN_FILE
-    if not path.exists():
+    """The plan kept in the directory, for the nodes know each other by it; else a new one."""
+    plans = kept(directory)
+    if plans is None:
         plans = _new_plans(nodes)
-        path.write_text(json.dumps({"nodes": plans}), encoding="utf-8")
-        return plans
-    plans = [NodePlan(*fields) for fields in json.loads(path.read_text(encoding="utf-8"))["nodes"]]
+        keep(directory, plans)
     if len(plans) != nodes:
-        raise ValueError(f"nodes={nodes}: {directory} holds a cluster of {len(plans)} nodes; "
-                         "members cannot change yet")  # fmt: skip
-    for plan in plans:
-        for port in plan[1:]:
-            if not is_free(port):
-                raise Unavailable(f"{directory}: port {port} of {plan.name} is in use by "
-                                  f"{held_by(port)}; end it first")  # fmt: skip
+        text = f"{directory} holds a cluster of {len(plans)}; members cannot change yet"
+        raise ValueError(f"nodes={nodes}: {text}")
+    check_ports(plans)
     return plans
