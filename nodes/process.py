@@ -46,6 +46,11 @@ EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_PROTOCOL = 0, 1, 65, 76
 TRANSFER_WAIT_S = 1.0
 """How long SIGTERM waits for another node to take the leadership."""
 
+BACKLOG_RECORDS = 16_384
+"""More records than this waiting for the disk: clients' operations are refused as BUSY."""
+
+DISK_IS_SLOW = Failure(Code.BUSY, "the disk of the leader does not keep up; retry later")
+
 PEER_KINDS = (Kind.PEER,)
 CLIENT_KINDS = (Kind.ASK,)
 
@@ -72,6 +77,7 @@ class NodeProcess:
         self._turn_scheduled = False
         self._durable = 0
         self._leaving_until: float | None = None
+        self._disk_full: Failure | None = None
         self._connected: dict[str, Member] = {}
         self._turns = self._operations = self._turn_s_max = 0.0
         self._dropped: dict[str, int] = {}
@@ -107,6 +113,7 @@ class NodeProcess:
             self._on_durable,
             self._loop.call_soon_threadsafe,
             on_failed=self._on_write_failed,
+            on_full=self._on_disk_full,
         )
         endpoints = next(m for m in configuration.members if m.node == configuration.name)
         identity = msgspec.structs.replace(
@@ -205,13 +212,15 @@ class NodeProcess:
         if self._durable:
             self.engine.durable(self._durable)
             self._durable = 0
+        slow_disk = DISK_IS_SLOW if self._writer.backlog > BACKLOG_RECORDS else None
+        self.engine.refusing = self._disk_full or slow_disk
         self._receive_peers()
         self._receive_clients(began + RECEIVING_S)
         if self._leaving_until is not None and (
             self.engine.log.transfer() or began >= self._leaving_until
         ):
             self._stop(EXIT_OK)
-        if self.engine.refusing is not None:
+        if self._disk_full is not None:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
         self._turns += 1
@@ -366,17 +375,17 @@ class NodeProcess:
         self._schedule()
 
     def _on_write_failed(self, error: Exception) -> None:
-        """A write or sync that failed is never tried again: what the disk holds is unknown. A disk
-        about to be full still takes a little: enough to hand over and refuse what is asked."""
-        if isinstance(error, DiskFull) and self._writer.failed is None:
-            logger.error("node %s refuses writes: %s", self._node, error)
-            self.engine.refusing = Failure(Code.DISK_FULL, str(error))
-            self._disk.release_reserve()
-            self._schedule()
-            return
+        """A write or sync that failed is never tried again: what the disk holds is unknown."""
         logger.critical("node %s stops: its log cannot be written: %s", self._node, error)
         # At once, with nothing more sent: an answer may count on what is not on the disk.
         os._exit(74)
+
+    def _on_disk_full(self, error: DiskFull) -> None:
+        """The log still takes a little: enough to hand over and to refuse what is asked."""
+        logger.error("node %s refuses writes: %s", self._node, error)
+        self._disk_full = Failure(Code.DISK_FULL, str(error))
+        self._disk.release_reserve()
+        self._schedule()
 
     def _on_parent(self, parent: int) -> None:
         if not os.read(parent, 1):
