@@ -47,6 +47,7 @@ IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "hash", "id", "__impor
 UNSAFE_LOADERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
 LINES_MAX = 450
 PAUSE_S_MAX = 0.05
+TYPING = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,8 @@ def imports(module: Module, *, types: bool = True) -> Iterator[tuple[str, str]]:
     skipped: set[int] = set()
     if not types:
         for node in ast.walk(module.tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-                if not isinstance(node.test, ast.UnaryOp):  # `if not TYPE_CHECKING`
-                    skipped |= {id(inner) for top in node.body for inner in ast.walk(top)}
+            if isinstance(node, ast.If) and ast.unparse(node.test) in TYPING:
+                skipped |= {id(inner) for top in node.body for inner in ast.walk(top)}
     for node in ast.walk(module.tree):
         if id(node) in skipped:
             continue
@@ -272,13 +272,10 @@ def test_a_cycle_is_seen() -> None:
     c = module("bus.c", "from .a import f")
     assert cycles([a, b, c]) == ["bus.a -> bus.b -> bus.c -> bus.a"]
     assert cycles([a, b]) == []
-    only_typed = module("bus.c", "if TYPE_CHECKING:\n    from .a import f")
-    assert cycles([a, b, only_typed]) == []
-    for source in (
-        "if not TYPE_CHECKING:\n    pass",
-        "if TYPE_CHECKING:\n    pass\nelse:\n    pass",
-    ):
-        assert cycles([a, b, module("bus.c", source[:-4] + "from .a import f")])
+    typed = "if TYPE_CHECKING:\n    from .a import f"
+    assert cycles([a, b, module("bus.c", typed)]) == []
+    for other in (typed.replace("if", "if not"), "if TYPE_CHECKING: pass\nelse: from .a import f"):
+        assert len(cycles([a, b, module("bus.c", other)])) == 1
 
 
 def test_the_root_holds_two_modules() -> None:
