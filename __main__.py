@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "locks": (".clients.commands", "locks", "List the locks of a cluster."),
     "demo": (".nodes.demo", "demo", "See a cluster lose its leader and keep its promises."),
     "bench": (".bench.commands", "bench", "Measure a cluster, beside the bare path."),
-    "simulate": (".nodes.commands", "simulate", "Run seeded worlds of crashes and cut networks."),
+    "simulate": (".nodes.simulate", "command", "Run seeded worlds of crashes and cut networks."),
 }
 
 

@@ -1,0 +1,1 @@
+"""The simulated world: network, disks, nodes, clients, faults, and the invariants they keep."""

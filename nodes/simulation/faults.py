@@ -1,0 +1,167 @@
+"""What goes wrong in a world, and when.
+
+The law: every fault ends by itself or by `heal`; the disk of a node is replaced only while all
+others are whole, because the data of a majority lost is lost in any world.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..simulator import World
+    from .node import SimulatedNode
+
+PAUSE_MIN_S, PAUSE_MAX_S = 0.001, 10.0
+
+
+class Faults:
+    """Draws one fault after another until `heal`. `counts`: how many of each kind there were."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.random = random.Random(f"{world.seed}/faults")
+        self.counts: dict[str, int] = {}
+        self.mean_s = self.random.choice((0.25, 0.5, 1.0, 2.0))
+        self._healed = False
+        self._kinds: list[tuple[Callable[[SimulatedNode], None], float]] = [
+            (self.crash, 3.0),
+            (self.crash_in_turn, 1.5),
+            (self.pause, 2.0),
+            (self.isolate, 1.5),
+            (self.cut, 1.5),
+            (self.cut_one_way, 1.5),
+            (self.slow_disk, 1.0),
+            (self.power_cut, 0.3),
+            (self.replace_disk, 0.4),
+            (self.crash_client, 0.7),
+        ]
+        # Not every world has every fault: what is rare beside crashes is not rare alone.
+        self._weights = [weight if self.random.random() < 0.7 else 0.0 for _, weight in self._kinds]
+        if not any(self._weights):
+            self._weights[0] = 1.0
+
+    def start(self) -> None:
+        self._next()
+
+    def heal(self) -> None:
+        """Faults stop, and all that is broken is whole again."""
+        self._healed = True
+        self.world.network.heal()
+        for node in self.world.nodes.values():
+            node.slow_until_s = 0.0
+            node.fail_in_turn = False
+            node.resume()
+            if not node.up:
+                node.start()
+
+    def _next(self) -> None:
+        self.world.at(self.world.now + self.random.expovariate(1 / self.mean_s), self._strike)
+
+    def _strike(self) -> None:
+        if self._healed:
+            return
+        self._next()
+        fault = self.random.choices(self._kinds, self._weights)[0][0]
+        fault(self._victim())
+
+    def _victim(self) -> SimulatedNode:
+        """A leader, every other time, if there is one."""
+        nodes = list(self.world.nodes.values())
+        leaders = [node for node in nodes if node.leads()]
+        return self.random.choice(leaders if leaders and self.random.random() < 0.5 else nodes)
+
+    def _count(self, kind: str, text: str = "") -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.world.note("fault", kind, text)
+
+    def _restart(self, node: SimulatedNode, after_s: float) -> None:
+        life = node.life
+
+        def start() -> None:
+            if node.life == life and not node.up:
+                node.start()
+
+        self.world.at(self.world.now + after_s, start)
+
+    def _down_s(self) -> float:
+        return self.random.choice((0.02, 0.2, 1.0)) * (0.5 + self.random.random())
+
+    # The faults
+
+    def crash(self, node: SimulatedNode) -> None:
+        if node.up:
+            self._count("crash", node.name)
+            node.crash()
+            self._restart(node, self._down_s())
+
+    def crash_in_turn(self, node: SimulatedNode) -> None:
+        """At its next turn with effects the node loses power between two of them."""
+        if node.up:
+            self._count("crash_in_turn", node.name)
+            node.fail_in_turn = True
+
+    def crashed_in_turn(self, node: SimulatedNode) -> None:
+        self._restart(node, self._down_s())
+
+    def power_cut(self, node: SimulatedNode) -> None:
+        """All nodes at once."""
+        self._count("power_cut")
+        for each in self.world.nodes.values():
+            if each.up:
+                each.crash()
+                self._restart(each, self._down_s())
+
+    def pause(self, node: SimulatedNode) -> None:
+        if node.up and not node.paused:
+            self._count("pause", node.name)
+            seconds = PAUSE_MIN_S * (PAUSE_MAX_S / PAUSE_MIN_S) ** self.random.random()
+            node.pause(self.world.now + seconds)
+
+    def isolate(self, node: SimulatedNode) -> None:
+        self._count("isolate", node.name)
+        until = self.world.now + self._cut_s()
+        for other in self.world.nodes:
+            if other != node.name:
+                self.world.network.cut(node.name, other, until)
+                self.world.network.cut(other, node.name, until)
+
+    def cut(self, node: SimulatedNode) -> None:
+        other = self._other(node)
+        self._count("cut", f"{node.name} - {other}")
+        until = self.world.now + self._cut_s()
+        self.world.network.cut(node.name, other, until)
+        self.world.network.cut(other, node.name, until)
+
+    def cut_one_way(self, node: SimulatedNode) -> None:
+        pair = [node.name, self._other(node)]
+        self.random.shuffle(pair)
+        self._count("cut_one_way", " -> ".join(pair))
+        self.world.network.cut(*pair, self.world.now + self._cut_s())
+
+    def slow_disk(self, node: SimulatedNode) -> None:
+        self._count("slow_disk", node.name)
+        node.slow_until_s = self.world.now + self.random.random()
+
+    def replace_disk(self, node: SimulatedNode) -> None:
+        """The node loses its disk and comes back with an empty one."""
+        if not node.up or not self.world.whole():
+            return
+        self._count("replace_disk", node.name)
+        node.crash()
+        node.wipe()
+        self._restart(node, self._down_s())
+
+    def crash_client(self, node: SimulatedNode) -> None:
+        self._count("crash_client")
+        self.world.crash_client(self.random)
+
+    def _other(self, node: SimulatedNode) -> str:
+        others = [name for name in self.world.nodes if name != node.name]
+        others += self.world.client_names()
+        return self.random.choice(others)
+
+    def _cut_s(self) -> float:
+        return self.random.choice((0.1, 0.5, 2.0, 4.0)) * self.random.random()

@@ -1,0 +1,269 @@
+"""What must hold after every event, seen from outside: from records, applied entries and leaders.
+
+The law: nothing here asks raft what it believes about safety. A shadow of every log is kept from
+the records the node wrote, and compared with all others (Ongaro's thesis, figure 3.2):
+
+* election safety       at most one leader per group and term;
+* log matching          an entry of the same index and term has the same predecessor everywhere;
+* leader completeness   a leader holds every entry committed in an earlier term;
+* state machine safety  what is applied at an index is the same on every node, and so is the state;
+* one vote              per group, term and incarnation, also over crashes (kept or told);
+* durability            a disk gives back what it was told to keep, and at most one batch more;
+* monotony              of term, applied index, log time and operation number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from ...protocols.raft.messages import Voted
+from ...protocols.records import EntryRecord, GroupId, GroupState, Record, StateRecord
+from ..engine import Effects
+
+if TYPE_CHECKING:
+    from .node import SimulatedNode
+
+CHECKPOINT = 16
+"""The whole state is hashed where the applied index is a multiple of this."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Slot(NamedTuple):
+    """One entry in a shadow: `chain` is a digest of it and of everything before it."""
+
+    term: int
+    chain: bytes
+
+
+class Shadow:
+    """What one group's log on one disk holds, rebuilt from the records."""
+
+    __slots__ = ("commit", "slots", "term", "vote")
+
+    def __init__(self) -> None:
+        self.term = 0
+        self.vote = ""
+        self.commit = 0
+        self.slots: list[Slot] = []
+
+    def put(self, record: Record) -> None:
+        if isinstance(record, EntryRecord):
+            entry, slots = record.entry, self.slots
+            if entry.index <= len(slots):
+                del slots[entry.index - 1 :]
+            if entry.index != len(slots) + 1:
+                raise Violation(f"entry {entry.index} after {len(slots)}")
+            before = slots[-1].chain if slots else b""
+            slots.append(Slot(entry.term, _chain(before, entry)))
+        else:
+            self.term, self.vote, self.commit = record.term, record.vote, record.commit
+
+    def same(self, other: Shadow) -> bool:
+        return (self.term, self.vote) == (other.term, other.vote) and self.slots == other.slots
+
+
+def _same(ours: Mapping[GroupId, Shadow], theirs: Mapping[GroupId, Shadow]) -> bool:
+    return ours.keys() == theirs.keys() and all(ours[g].same(theirs[g]) for g in ours)
+
+
+class Life(msgspec.Struct):
+    """What one node was seen to do: `written` with all it submitted, `kept` what it was told is
+    durable; `applied` per group since its last start."""
+
+    written: dict[GroupId, Shadow]
+    kept: dict[GroupId, Shadow]
+    applied: dict[GroupId, int]
+    moments: dict[GroupId, tuple[int, int]]
+
+
+class Invariants:
+    """Registers filled by every node's turns; each raises `Violation`."""
+
+    def __init__(self, check_every: int) -> None:
+        self.leaders: dict[tuple[GroupId, int], str] = {}
+        self.committed: dict[GroupId, list[tuple[Slot, int]]] = {}
+        self.elections = 0
+        self._check_every = check_every
+        self._turns = 0
+        self._before: dict[tuple[GroupId, int, int], bytes] = {}
+        self._votes: dict[tuple[GroupId, int, str, int], str] = {}
+        self._moments: dict[tuple[GroupId, int], tuple[int, int]] = {}
+        self._states: dict[tuple[GroupId, int], bytes] = {}
+        self._lives: dict[str, Life] = {}
+
+    # Called by the nodes
+
+    def recovered(self, node: SimulatedNode, groups: Mapping[GroupId, GroupState]) -> None:
+        """A node starts with what its log gave it."""
+        found = {group: _shadow_of(state) for group, state in groups.items()}
+        life = self._lives.get(node.name)
+        if life is not None and not _same(found, life.kept):
+            # What was being written may be there too, but only as a whole.
+            for record in node.in_flight:
+                life.kept.setdefault(record.group, Shadow()).put(record)
+            if not node.in_flight or not _same(found, life.kept):
+                raise Violation(f"the disk of {node.name} gave back another log than it was given")
+        copy = {group: _shadow_of(state) for group, state in groups.items()}
+        self._lives[node.name] = Life(found, copy, {}, {})
+
+    def wiped(self, node: SimulatedNode) -> None:
+        del self._lives[node.name]
+
+    def durable(self, node: SimulatedNode, records: Sequence[Record]) -> None:
+        """The node is about to be told that these records are on its disk."""
+        kept = self._lives[node.name].kept
+        for record in records:
+            shadow = kept.get(record.group)
+            if shadow is None:
+                shadow = kept[record.group] = Shadow()
+            shadow.put(record)
+            if isinstance(record, StateRecord) and record.vote:
+                self._vote(node, record.group, record.term, record.vote)
+
+    def turned(self, node: SimulatedNode, effects: Effects) -> None:
+        """A turn of the node is over; its effects have not left yet."""
+        engine = node.engine
+        assert engine is not None
+        life = self._lives[node.name]
+        if effects.records:
+            for record in effects.records:
+                self._write(node, life, record)
+        for (to, _), messages in effects.messages.items():
+            for message in messages:
+                if type(message) is Voted and message.granted:
+                    self._vote(node, message.group, message.term, to)
+        for group, replica in engine.replicas.items():
+            leader, term = engine.log.leader(group)
+            if leader is not None:
+                self._lead(node, life, group, leader, term)
+            if replica.applied != life.applied.get(group, 0):
+                self._apply(node, life, group, replica)
+        self._turns += 1
+        if self._turns % self._check_every == 0:
+            engine.check()
+
+    # Each rule
+
+    def _write(self, node: SimulatedNode, life: Life, record: Record) -> None:
+        group = record.group
+        shadow = life.written.get(group)
+        if shadow is None:
+            shadow = life.written[group] = Shadow()
+        if isinstance(record, EntryRecord):
+            entry = record.entry
+            if entry.index <= life.applied.get(group, 0):
+                raise Violation(f"{node.name} overwrites applied entry {entry.index} of {group}")
+            shadow.put(record)
+            key = (group, entry.index, entry.term)
+            chain = shadow.slots[-1].chain
+            if self._before.setdefault(key, chain) != chain:
+                raise Violation(f"log matching: entry {key} of {node.name} differs from another's")
+            return
+        if record.term < shadow.term:
+            raise Violation(f"{node.name}: term {record.term} after {shadow.term} in {group}")
+        if record.term == shadow.term and shadow.vote not in ("", record.vote):
+            raise Violation(f"{node.name} changes its vote in term {record.term} of group {group}")
+        shadow.put(record)
+
+    def _vote(self, node: SimulatedNode, group: GroupId, term: int, candidate: str) -> None:
+        ballot = (group, term, node.name, node.disk.incarnation)
+        if self._votes.setdefault(ballot, candidate) != candidate:
+            raise Violation(f"two votes: {ballot}: {self._votes[ballot]} and {candidate}")
+
+    def _lead(
+        self, node: SimulatedNode, life: Life, group: GroupId, leader: str, term: int
+    ) -> None:
+        known = self.leaders.get((group, term))
+        if known is None:
+            self.leaders[group, term] = leader
+            if leader == node.name:
+                self.elections += 1
+                self._complete(node, life, group, term)
+        elif known != leader:
+            raise Violation(f"two leaders of group {group} in term {term}: {known} and {leader}")
+
+    def _complete(self, node: SimulatedNode, life: Life, group: GroupId, term: int) -> None:
+        """Every entry committed in an earlier term is in the log of the new leader."""
+        committed = self.committed.get(group, ())
+        last = len(committed)
+        while last and committed[last - 1][1] >= term:
+            last -= 1
+        if not last:
+            return
+        slots = life.written[group].slots
+        if len(slots) < last or slots[last - 1] != committed[last - 1][0]:
+            raise Violation(
+                f"{node.name} leads group {group} in term {term} without entry {last}, which was"
+                f" committed by term {committed[last - 1][1]}"
+            )
+
+    def _apply(self, node: SimulatedNode, life: Life, group: GroupId, replica: Any) -> None:
+        applied, last = replica.applied, life.applied.get(group, 0)
+        if applied < last:
+            raise Violation(f"{node.name}: applied {applied} after {last} in group {group}")
+        committed = self.committed.setdefault(group, [])
+        shadow = life.written[group]
+        if applied > len(shadow.slots):
+            raise Violation(f"{node.name} applied {applied} of {len(shadow.slots)} entries")
+        for index in range(last, applied):
+            slot = shadow.slots[index]
+            if index == len(committed):
+                committed.append((slot, max(shadow.term, slot.term)))
+            elif committed[index][0] != slot:
+                raise Violation(f"{node.name} applies another entry {index + 1} in group {group}")
+        life.applied[group] = applied
+        moment = (replica.number, replica.time_us)
+        before = life.moments.get(group, (0, 0))
+        if moment[0] < before[0] or moment[1] < before[1]:
+            raise Violation(f"{node.name}: number, time {moment} after {before} in group {group}")
+        life.moments[group] = moment
+        if self._moments.setdefault((group, applied), moment) != moment:
+            raise Violation(f"{node.name}: number, time {moment} at entry {applied} of {group}")
+        if applied % CHECKPOINT == 0:
+            self.compare_state(node, group)
+
+    def compare_state(self, node: SimulatedNode, group: GroupId) -> bytes:
+        """The state is the same as every other node's at this index."""
+        assert node.engine is not None
+        replica = node.engine.replicas[group]
+        found = state_digest(replica)
+        if self._states.setdefault((group, replica.applied), found) != found:
+            raise Violation(f"{node.name}: another state at {replica.applied} of group {group}")
+        return found
+
+
+def state_digest(replica: Any) -> bytes:
+    """A digest of all that a group's log has made."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(_encode([replica.number, replica.time_us, replica.windows]))
+    for name, machine in replica.machines.items():
+        digest.update(name.encode())
+        for chunk in machine.snapshot():
+            digest.update(chunk)
+    return digest.digest()
+
+
+def _chain(before: bytes, entry: Any) -> bytes:
+    digest = hashlib.blake2b(before, digest_size=8)
+    digest.update(b"%d %d %d " % (entry.term, entry.time_us, entry.kind))
+    digest.update(entry.payload)
+    return digest.digest()
+
+
+def _shadow_of(state: GroupState) -> Shadow:
+    shadow = Shadow()
+    shadow.term, shadow.vote, shadow.commit = state.term, state.vote, state.commit
+    before = b""
+    for entry in state.entries:
+        before = _chain(before, entry)
+        shadow.slots.append(Slot(entry.term, before))
+    return shadow

@@ -1,0 +1,86 @@
+"""What clients were told, judged: tokens, mutual exclusion, exactly once, real-time order.
+
+The law: only what a client saw and when counts, not what a node says of itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from .invariants import Violation
+
+if TYPE_CHECKING:
+    from .clients import SimulatedClient
+
+INDETERMINATE_MAX = 100_000
+
+
+class Belief(msgspec.Struct, eq=False):
+    """A client believes that it holds a lock, until it says so no more or its own clock does."""
+
+    client: SimulatedClient
+    name: str
+    shared: bool
+    token: int
+    lost_at: object
+    ended: bool = False
+
+    def stands(self) -> bool:
+        return not self.ended and self.client.counts_on(self.lost_at)
+
+
+class Judge:
+    """All histories of one world; raises `Violation`."""
+
+    def __init__(self) -> None:
+        self._beliefs: dict[str, list[Belief]] = {}
+        self._last: dict[str, tuple[int, bool]] = {}
+        self._acknowledged: dict[int, str] = {}
+        self.high = 0
+        """The highest total any client was told of so far."""
+        self.indeterminate = 0
+        """The sum of amounts of which nobody knows whether they were added."""
+        self.grants = 0
+
+    def granted(self, belief: Belief) -> None:
+        """A client begins to believe, now."""
+        name, token = belief.name, belief.token
+        self.grants += 1
+        others = [other for other in self._beliefs.get(name, ()) if other.stands()]
+        for other in others:
+            if not (belief.shared and other.shared):
+                raise Violation(
+                    f"{belief.client.name} (token {token}) and {other.client.name} (token"
+                    f" {other.token}) both believe that they hold {name!r}"
+                )
+        last, last_shared = self._last.get(name, (0, False))
+        if token < last or (token == last and not (belief.shared and last_shared)):
+            raise Violation(f"{belief.client.name} holds {name!r} by token {token} after {last}")
+        self._last[name] = (token, belief.shared)
+        self._beliefs[name] = [*others, belief]
+
+    def added(self, client: str, amount: int, total: int, floor: int) -> None:
+        """An `Add` was answered with `total`; `floor` was `high` when it was first sent."""
+        if total - amount < floor:
+            raise Violation(f"{client}: adding {amount} gave {total}, but {floor} was told before")
+        for point in range(total - amount + 1, total + 1):
+            if self._acknowledged.setdefault(point, client) is not client:
+                raise Violation(f"{client}: {total} was told to {self._acknowledged[point]} too")
+        self.high = max(self.high, total)
+
+    def read(self, client: str, total: int, floor: int) -> None:
+        """A `Get` was answered with `total`; `floor` was `high` when it was first sent."""
+        if total < floor:
+            raise Violation(f"{client} reads {total}, but {floor} was told before")
+        self.high = max(self.high, total)
+
+    def total(self, total: int) -> None:
+        """The run is over, and the counter stands at `total`."""
+        least = len(self._acknowledged)
+        if not least <= total <= least + self.indeterminate:
+            raise Violation(
+                f"the counter is {total}: {least} were acknowledged, {self.indeterminate} may"
+                " have been added beside"
+            )

@@ -1,0 +1,275 @@
+"""A world of real engines in simulated time, from one seed.
+
+The law: one seed and one set of options give one run, event by event, on every machine and under
+every hash seed. All chance comes from `random.Random`s seeded by the seed and a purpose, so that
+one purpose drawing more does not disturb another; all time is the world's.
+
+A run has two phases. In the first, faults strike (`simulation/faults.py`) while clients work, and
+after every event nothing may have happened that must never happen (`simulation/invariants.py`).
+Then the faults stop, and within bounded time all that should happen must: one leader, equal logs
+and states, every operation answered, no lock held and nobody waiting.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from ..bus.codec import Codec
+from ..protocols.plugin import Plugin
+from ..protocols.raft.settings import Settings
+from ..protocols.records import Member
+from ..protocols.registry import builtin
+from .assembly import bus_codec
+from .simulation.clients import Clients
+from .simulation.counter import Counter
+from .simulation.faults import Faults
+from .simulation.invariants import Invariants, Violation
+from .simulation.network import Network, draw_weather
+from .simulation.node import SimulatedNode
+
+EVENTS_TOLD = 200
+"""How many of the last events a failure tells."""
+
+LIVENESS_S = 30.0
+"""After the faults have stopped everything must have come right within this."""
+
+POLL_S = 0.1
+EVENTS_MAX = 2_000_000
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What is asked of a world; `groups` 0 lets the seed choose."""
+
+    seconds: float = 10.0
+    nodes: int = 3
+    groups: int = 0
+
+    def arguments(self) -> str:
+        """As arguments of `coterie simulate`; only what differs from the defaults."""
+        default = Options()
+        return "".join(
+            f" --{field} {value:g}"
+            for field in self.__struct_fields__
+            if (value := getattr(self, field)) != getattr(default, field)
+        )
+
+
+class Drawn(msgspec.Struct):
+    """What the seed chooses for a world."""
+
+    groups: int
+    encode: bool
+    sync_s: float
+
+
+class Summary(msgspec.Struct):
+    """What happened in a run that kept every promise."""
+
+    seed: int
+    events: int
+    simulated_s: float
+    elections: int
+    entries: int
+    operations: int
+    frames: int
+    faults: dict[str, int]
+    trace: int
+
+
+class Failed(Exception):
+    """A promise was broken. The text tells the seed, how to replay it, and the last events."""
+
+    def __init__(self, seed: int, options: Options, at_s: float, cause: str, story: str) -> None:
+        super().__init__(
+            f"{story}\nseed {seed} failed at {at_s:.6f} s: {cause}\n"
+            f"replay: coterie simulate --seed {seed}{options.arguments()}"
+        )
+        self.seed = seed
+        self.cause = cause
+
+
+class World:
+    """One run. `tell` is given a line for every event, if wanted (`--trace`)."""
+
+    def __init__(
+        self,
+        seed: int,
+        options: Options | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.options = options or Options()
+        self.now = 0.0
+        self.events = 0
+        self.trace = 0
+        self._tell = tell
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = 0
+        self._story: deque[tuple[float, str, str, Any]] = deque(maxlen=EVENTS_TOLD)
+        source = random.Random(f"{seed}/world")
+        self.drawn = Drawn(
+            groups=self.options.groups or (2 if source.random() < 0.25 else 1),
+            encode=source.random() < 0.125,
+            sync_s=source.choice((0.0003, 0.002, 0.01)),
+        )
+        self.settings = Settings(groups=self.drawn.groups, founding_s=0.2)
+        self.codec: Codec = bus_codec(self.plugins())
+        self.invariants = Invariants(check_every=8)
+        names = [f"node{number + 1}" for number in range(self.options.nodes)]
+        self.configured: Sequence[Member] = [
+            Member(name, 0, True, name, name, name) for name in names
+        ]
+        self.network = Network(
+            random.Random(f"{seed}/network"),
+            draw_weather(source),
+            self.at,
+            self._deliver,
+            self.options.seconds + LIVENESS_S / 2,
+        )
+        self.nodes = {name: SimulatedNode(self, name) for name in names}
+        self.faults = Faults(self)
+        self.clients = Clients(self)
+
+    def plugins(self) -> list[Plugin]:
+        """Fresh instances for one node: what is shipped, and the counter."""
+        return [*builtin(), Counter()]
+
+    def run(self) -> Summary:
+        """Both phases. Raises `Failed`."""
+        try:
+            source = random.Random(f"{self.seed}/start")
+            for node in self.nodes.values():
+                self.at(source.random() * 0.3, node.start)
+            self.clients.start()
+            self.at(0.5 + source.random(), self.faults.start)
+            self._run_until(self.options.seconds)
+            self.note("phase", "world", "the faults stop")
+            self.faults.heal()
+            self.clients.finish()
+            unsettled = "not begun"
+            while unsettled:
+                if self.now >= self.options.seconds + LIVENESS_S:
+                    raise Violation(f"not come right within {LIVENESS_S:g} s: {unsettled}")
+                self._run_until(self.now + POLL_S)
+                unsettled = self._unsettled()
+            self._judge()
+        except Exception as error:
+            cause = (
+                str(error) if isinstance(error, Violation) else f"{type(error).__name__}: {error}"
+            )
+            raise Failed(self.seed, self.options, self.now, cause, self.story()) from error
+        return Summary(
+            self.seed,
+            self.events,
+            self.now,
+            self.invariants.elections,
+            sum(len(entries) for entries in self.invariants.committed.values()),
+            self.clients.completed,
+            self.network.sent,
+            self.faults.counts,
+            self.trace,
+        )
+
+    # Time
+
+    def at(self, time: float, action: Callable[..., None], *arguments: Any) -> None:
+        """Call `action` at `time`; those of one time in the order they were asked for."""
+        self._order += 1
+        heapq.heappush(self._heap, (max(time, self.now), self._order, action, arguments))
+
+    def _run_until(self, end: float) -> None:
+        heap, pop = self._heap, heapq.heappop
+        while heap and heap[0][0] <= end:
+            self.now, _, action, arguments = pop(heap)
+            self.events += 1
+            action(*arguments)
+        if self.events > EVENTS_MAX:
+            raise Violation(f"{self.events} events: something goes round in circles")
+        self.now = end
+
+    def _deliver(self, sender: str, to: str, frame: Any) -> None:
+        self.note("frame", to, frame)
+        node = self.nodes.get(to)
+        if node is not None:
+            node.receive(sender, frame)
+        else:
+            self.clients.receive(sender, to, frame)
+
+    # What is told
+
+    def note(self, kind: str, who: str, what: Any) -> None:
+        """Remember an event; it is put into words only when somebody asks."""
+        note = (self.now, kind, who, what)
+        self._story.append(note)
+        if self._tell is not None:
+            line = _line(*note)
+            self.trace = zlib.crc32(line.encode(), self.trace)
+            self._tell(line)
+
+    def story(self) -> str:
+        """The last events."""
+        return "\n".join(_line(*note) for note in self._story)
+
+    def fail(self, cause: str) -> None:
+        raise Violation(cause)
+
+    # What the faults ask
+
+    def whole(self) -> bool:
+        """All nodes are up, and a leader counts each of them as a voter as it is now."""
+        if any(not node.up or node.paused for node in self.nodes.values()):
+            return False
+        leader = next((node for node in self.nodes.values() if node.leads()), None)
+        configuration = leader.engine.log.configuration() if leader and leader.engine else None
+        if configuration is None:
+            return False
+        voters = {m.node: m.incarnation for m in configuration.members if m.voter}
+        return all(voters.get(n.name) == n.disk.incarnation for n in self.nodes.values())
+
+    def client_names(self) -> list[str]:
+        return self.clients.names()
+
+    def crash_client(self, source: random.Random) -> None:
+        self.clients.crash(source)
+
+    # The second phase
+
+    def _unsettled(self) -> str:
+        """What has not come right yet; "" when all has."""
+        engines = [node.engine for node in self.nodes.values() if node.engine is not None]
+        if len(engines) < len(self.nodes):
+            return "a node is down"
+        for group in range(self.drawn.groups):
+            beliefs = [engine.log.leader(group) for engine in engines]
+            if beliefs[0][0] is None or any(belief != beliefs[0] for belief in beliefs):
+                return f"group {group} has no leader on whom all agree: {beliefs}"
+            applied = [engine.replicas[group].applied for engine in engines]
+            if min(applied) != max(applied):
+                return f"group {group}: applied {applied}"
+        return self.clients.unfinished(engines[0])
+
+    def _judge(self) -> None:
+        for node in self.nodes.values():
+            assert node.engine is not None
+            node.engine.check()
+            for group in range(self.drawn.groups):
+                self.invariants.compare_state(node, group)
+        self.clients.check_total(self.nodes["node1"].engine)
+
+
+def _line(time: float, kind: str, who: str, what: Any) -> str:
+    return f"{time:12.6f} {kind:6} {who:8} {what}"
+
+
+def simulate(
+    seed: int, options: Options | None = None, tell: Callable[[str], None] | None = None
+) -> Summary:
+    """Run one world to its end. Raises `Failed`."""
+    return World(seed, options, tell).run()
