@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 DATA = "coterie-data"
 PORT = 7001
 
+
+class WrongSetting(click.ClickException):
+    """One line that names the setting; exits 64 (EX_USAGE of BSD's sysexits)."""
+
+    exit_code = 64
+
+
 data_option = click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
@@ -57,7 +64,7 @@ def node(insecure: bool, **flags: str | None) -> NoReturn:
     try:
         configuration = NodeConfiguration.from_options(os.environ, insecure=lifted, **flags)
     except ConfigurationError as error:
-        raise click.UsageError(str(error)) from None
+        raise WrongSetting(str(error)) from None
     sys.exit(run(configuration))
 
 
@@ -85,7 +92,7 @@ def up(
     from .plans import DirectoryInUse, DirectoryLock, PlanDiffers, PortInUse, check_ports
 
     if store != "embedded":
-        raise click.UsageError(f"--store: {store!r}: other stores than 'embedded' come later")
+        raise WrongSetting(f"--store: {store!r}: other stores than 'embedded' come later")
     if http_port is not None:
         click.echo("--http-port: nothing is served there yet", err=True)
     options = [] if durability is None else ["--durability", durability]
@@ -101,7 +108,7 @@ def up(
             sys.exit(_detach(data, plans, options))
         sys.exit(_serve(data, plans, options))
     except PlanDiffers as error:
-        raise click.UsageError(str(error)) from None
+        raise WrongSetting(str(error)) from None
     except DirectoryInUse as error:
         raise click.ClickException(f"{error}; end it: coterie down --data {data}") from None
     except PortInUse as error:
@@ -119,10 +126,7 @@ def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
 
     plans = kept(data)
     if plans is None:
-        count, first = nodes or 3, port or PORT
-        if count > 100:
-            raise click.UsageError("--nodes: more than 100 would need each other's ports")
-        return numbered(count, first)
+        return numbered(nodes or 3, port or PORT)
     if nodes is not None and nodes != len(plans):
         raise PlanDiffers(
             f"--nodes: {nodes}: {data} holds a cluster of {len(plans)}; members cannot change yet"
@@ -152,7 +156,7 @@ def _check_configuration(plans: list[NodePlan], data: Path, durability: str | No
             durability=durability,
         )
     except ConfigurationError as error:
-        raise click.UsageError(str(error)) from None
+        raise WrongSetting(str(error)) from None
 
 
 def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
@@ -293,6 +297,6 @@ def status(endpoints: str, as_json: bool) -> NoReturn:
     try:
         found = collect([part.strip() for part in endpoints.split(",") if part.strip()])
     except ValueError as error:
-        raise click.UsageError(f"--endpoints: {error}") from None
+        raise WrongSetting(f"--endpoints: {error}") from None
     click.echo(to_json(found) if as_json else to_table(found))
     sys.exit(0 if found.quorum else 1)
