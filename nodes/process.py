@@ -123,7 +123,9 @@ class NodeProcess:
             publish_endpoint=endpoints.publish_endpoint,
         )
         settings = Settings(
-            election_timeout_s=configuration.election_timeout_s,
+            groups=1,
+            election_timeout_min_s=configuration.election_timeout_s[0],
+            election_timeout_max_s=configuration.election_timeout_s[1],
             heartbeat_s=configuration.heartbeat_s,
         )
         seed = int.from_bytes(os.urandom(8), "big")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from ..errors import Code
 from ..plugin import (
     CONTROL,
@@ -29,6 +31,8 @@ from .messages import (
     GRANTED,
     MESSAGES,
     WAITING,
+    Describe,
+    Described,
     EmptySession,
     KeepAlive,
     KeptAlive,
@@ -76,6 +80,8 @@ class SessionPlugin(Replicated):
             self._refuse(request, Failure(Code.MALFORMED, "sessions live in group 0"))
         elif type(first) is Locate and all(type(one) is Locate for one in operations):
             self.port.reply(request, [self._located()] * len(operations))
+        elif type(first) is Describe and len(operations) == 1:
+            self.port.reply(request, [Described(msgspec.json.encode(self.port.describe()))])
         elif any(type(one) is Pulse for one in operations):
             self._on_pulse(request)
         else:
