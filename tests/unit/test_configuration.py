@@ -15,7 +15,7 @@ from coterie.nodes.configuration import (
 THREE = "node1=127.0.0.1:7001,node2=127.0.0.1:7002,node3=127.0.0.1:7003"
 
 
-def configured(environ: dict[str, str] | None = None, **flags: str) -> NodeConfiguration:
+def configured(environ: dict[str, str] | None = None, /, **flags: str) -> NodeConfiguration:
     return NodeConfiguration.from_options(environ or {}, **flags)
 
 
