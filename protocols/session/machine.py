@@ -90,7 +90,8 @@ class SessionTable:
         return self._apply[type(operation)](moment, operation)
 
     def query(self, moment: Moment, query: Any) -> Result:
-        assert type(query) is ListSessions, query
+        if type(query) is not ListSessions:
+            return Failure(Code.MALFORMED, "send this query in a frame of its own")
         listed: list[tuple[int, str, int]] = []
         size = 0
         for session in self.sessions.values():
