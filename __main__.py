@@ -8,7 +8,6 @@ sysexits), which click would call 2.
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -70,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exits 64 on wrong usage, 130 on Ctrl-C."""
     try:
         code = cli.main(args=arguments, prog_name="coterie", standalone_mode=False)
-        sys.stdout.flush()
     except click.UsageError as error:
         error.show()
         code = EX_USAGE
@@ -79,9 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except click.Abort:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:  # `coterie locks ls | head -1`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
     sys.exit(code if isinstance(code, int) else 0)
 
 
