@@ -146,7 +146,7 @@ class Codec:
         self._encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
         self._codes: dict[str, bytes] = {}
         self._names: dict[bytes, str] = {}
-        self._decoders: dict[bytes, tuple[str, Kind, Callable[[bytes], Envelope]]] = {}
+        self._decoders: dict[bytes, tuple[str, Kind, Callable[[memoryview], Envelope]]] = {}
         for name, vocabulary in vocabularies.items():
             code = plugin_code(name)
             if code in self._names:
@@ -305,7 +305,7 @@ class Codec:
         if len(frame) > FRAME_BYTES[kind]:
             raise Malformed("oversize", f"{len(frame)} bytes")
         try:
-            envelope = decode(memoryview(frame)[HEADER_BYTES:])  # type: ignore[arg-type]
+            envelope = decode(memoryview(frame)[HEADER_BYTES:])
         except Exception as error:  # also UnicodeDecodeError, RecursionError, …
             raise Malformed("body", str(error)) from error
         if kind is Kind.ASK or kind is Kind.ANSWER:

@@ -528,6 +528,21 @@ def test_addresses() -> None:
     run(test)
 
 
+def test_ipv6() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+
+    async def test() -> None:
+        node, caller = Node(clients="tcp://[::1]:*"), Caller()
+        async with closing(caller, node):
+            caller.sockets.connect(node.sockets.clients_endpoint)
+            await answers(caller, node.sockets.clients_endpoint)
+
+    run(test)
+
+
 def test_what_is_loopback() -> None:
     for endpoint in ("tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1", "ipc:///x"):
         assert is_loopback(endpoint)
