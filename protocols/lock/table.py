@@ -161,7 +161,9 @@ class LockTable:
             self._settle()
             if not self._deferrals or self._deferrals[0][0] > time_us:
                 break
-            deadline_us, name = heapq.heappop(self._deferrals)
+            deadline_us, name = first = heapq.heappop(self._deferrals)
+            while self._deferrals and self._deferrals[0] == first:
+                heapq.heappop(self._deferrals)  # put off, opened and put off until the same time
             found.append(OpenLock(name, deadline_us))
         for opening in found:
             heapq.heappush(self._deferrals, (opening.deadline_us, opening.name))
