@@ -1,7 +1,7 @@
 """The command `simulate`: worlds by the thousand, or one to look at.
 
-The law: a world is run in one process from its seed alone; how many processes share the seeds
-changes nothing but the time. A broken promise ends the run with exit 1 and the line that replays it.
+The law: a world is made from its seed alone; how many processes share the seeds changes nothing
+but the time. A broken promise ends the run with exit 1 and the line that replays it.
 """
 
 from __future__ import annotations

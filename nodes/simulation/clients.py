@@ -195,11 +195,8 @@ class SimulatedClient:
     def _added(self, call: Call, amount: int, floor: int) -> None:
         result = call.result
         if type(result) is Value:
-            self.judge.indeterminate -= amount
             self.judge.added(self.name, amount, result.total, floor)
-        elif type(result) is Failure and definite(result.code):
-            self.judge.indeterminate -= amount
-        elif isinstance(result, CoterieError) and not isinstance(result, Indeterminate):
+        if type(result) is Value or not _may_have_happened(result):
             self.judge.indeterminate -= amount
         self._later(self._count)
 
@@ -284,6 +281,12 @@ class Clients:
 
     def check_total(self, engine: Engine) -> None:
         self.judge.total(engine.replicas[CONTROL].machines["counter"].total)  # type: ignore[attr-defined]
+
+
+def _may_have_happened(result: object) -> bool:
+    if isinstance(result, Failure):
+        return not definite(result.code)
+    return not isinstance(result, CoterieError) or isinstance(result, Indeterminate)
 
 
 def _locks(engine: Engine) -> LockStates:

@@ -5,7 +5,7 @@ The law: every `Add` that was answered is in the total exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...protocols.plugin import Message, Moment, Operation, Query, Replicated, Result, SessionId
@@ -55,7 +55,7 @@ class CounterMachine:
 
 class Counter(Replicated):
     name = "counter"
-    messages: tuple[type[Message], ...] = (Add, Get, Value)
+    messages: Sequence[type[Message]] = (Add, Get, Value)
 
     def machine(self, group: int) -> CounterMachine:
         return CounterMachine()

@@ -52,7 +52,7 @@ class Faults:
         self.world.network.heal()
         for node in self.world.nodes.values():
             node.slow_until_s = 0.0
-            node.fail_in_turn = False
+            node.fail_in = ""
             node.resume()
             if not node.up:
                 node.start()
@@ -98,10 +98,12 @@ class Faults:
             self._restart(node, self._down_s())
 
     def crash_in_turn(self, node: SimulatedNode) -> None:
-        """At its next turn with effects the node loses power between two of them."""
+        """The node loses power between two effects of its next turn, or of the next in which it
+        changes its term or vote, or writes at all."""
         if node.up:
-            self._count("crash_in_turn", node.name)
-            node.fail_in_turn = True
+            when = self.random.choice(("turn", "write", "vote"))
+            self._count("crash_in_turn", f"{node.name}, next {when}")
+            node.fail_in = when
 
     def crashed_in_turn(self, node: SimulatedNode) -> None:
         self._restart(node, self._down_s())
@@ -136,10 +138,11 @@ class Faults:
         self.world.network.cut(other, node.name, until)
 
     def cut_one_way(self, node: SimulatedNode) -> None:
-        pair = [node.name, self._other(node)]
-        self.random.shuffle(pair)
-        self._count("cut_one_way", " -> ".join(pair))
-        self.world.network.cut(*pair, self.world.now + self._cut_s())
+        sender, to = node.name, self._other(node)
+        if self.random.random() < 0.5:
+            sender, to = to, sender
+        self._count("cut_one_way", f"{sender} -> {to}")
+        self.world.network.cut(sender, to, self.world.now + self._cut_s())
 
     def slow_disk(self, node: SimulatedNode) -> None:
         self._count("slow_disk", node.name)

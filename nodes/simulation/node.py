@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...bus.codec import Ask, PeerFrame
 from ...bus.frame import Kind, Malformed
 from ...protocols.plugin import CONTROL, Request
-from ...protocols.records import Identity, Record
+from ...protocols.records import Identity, Record, StateRecord
 from ..assembly import assemble
 from ..engine import Effects, Engine
 from ..log import Log
@@ -58,7 +58,7 @@ class SimulatedNode:
         self.sync_s = world.drawn.sync_s
         self.slow_until_s = 0.0
         self.paused_until_s = 0.0
-        self.fail_in_turn = False
+        self.fail_in = ""
         self.life = 0
         self.in_flight: list[Record] = []
         self.engine: Engine | None = None
@@ -248,9 +248,9 @@ class SimulatedNode:
         if effects.stop is not None:
             world.fail(f"{self.name} stopped: {effects.stop.text}")
         leaving = self._frames(effects)
-        if self.fail_in_turn:
+        if self.fail_in and self._fails_in(effects):
             # Power is lost between two effects: some frames are out, no write has begun.
-            self.fail_in_turn = False
+            self.fail_in = ""
             leaving = leaving[: self.random.randint(0, len(leaving))]
             self._leave(leaving)
             self.crash()
@@ -261,6 +261,13 @@ class SimulatedNode:
             if not self._writing:
                 self._write()
         self._leave(leaving)
+
+    def _fails_in(self, effects: Effects) -> bool:
+        if self.fail_in == "turn":
+            return True
+        if self.fail_in == "write":
+            return bool(effects.records)
+        return any(isinstance(record, StateRecord) for record in effects.records)
 
     def _leave(self, leaving: list[tuple[str, Any]]) -> None:
         send, at = self.world.network.send, self.world.now + TURN_S
