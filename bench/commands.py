@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import click
 import msgspec
 
-from ..clients.sync import Client
 from ..nodes.local import LocalCluster
+from ..nodes.status import collect
 from .bare import run_bare
-from .figures import CpuMeter, Figures, Recorder, middle, table
+from .figures import Figures, Recorder, middle, table
 from .load import Load, LoadProcess
 
 NODES = 3
+EX_UNAVAILABLE = 69
+"""As BSD's sysexits has it: no quorum."""
 
 
 @click.group()
@@ -93,28 +96,49 @@ def lock(
     processes = min(processes, clients)
     measured: list[Figures] = []
     ceilings: list[Figures] = []
-    with served(endpoints, durability) as (addresses, durability, pids):
+    with served(endpoints, durability) as addresses:
+        before = look(addresses)
         for _ in range(repeat):
             loads = split(Load(addresses, clients, seconds, rate), processes)
-            measured.append(run_loads(loads, durability, pids))
+            measured.append(run_loads(loads))
             if bare:
-                ceilings.append(run_bare(clients, seconds, durability))
-    show(middle(measured), middle(ceilings) if ceilings else None, as_json)
+                ceilings.append(run_bare(clients, seconds, before.durability))
+        elections = look(addresses).term - before.term
+    show(middle(measured), middle(ceilings) if ceilings else None, elections, as_json)
 
 
 @contextlib.contextmanager
-def served(
-    endpoints: str | None, durability: str
-) -> Iterator[tuple[list[str], str, dict[str, int]]]:
-    """Endpoints, durability and the nodes' process ids (none of a cluster that is not ours)."""
+def served(endpoints: str | None, durability: str) -> Iterator[list[str]]:
+    """The endpoints of a running cluster, or of one started for the run."""
     if endpoints:
-        addresses = endpoints.split(",")
-        with Client(addresses) as client:
-            yield addresses, str(client.status().get("durability", "unknown")), {}
+        yield [endpoint.strip() for endpoint in endpoints.split(",")]
         return
     with LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability}) as cluster:
-        pids = {f"node{number + 1}": cluster.pid(number) for number in range(NODES)}
-        yield list(cluster.endpoints), durability, pids
+        yield list(cluster.endpoints)
+
+
+class Sight(NamedTuple):
+    """What the nodes say of themselves at one moment. `cpu_s` since each began, by node."""
+
+    cpu_s: dict[str, float]
+    durability: str
+    term: int
+
+
+def look(addresses: list[str]) -> Sight:
+    """Ask every node how it is; the command ends with 69 when nobody leads."""
+    status = collect(addresses)
+    if not status.quorum:
+        error = click.ClickException("no leader answers; see what 'coterie status' says")
+        error.exit_code = EX_UNAVAILABLE
+        raise error
+    told = {name: said for name, _, said in status.nodes if said is not None}
+    modes = sorted({said["process"]["durability"] for said in told.values()})
+    return Sight(
+        {name: said["process"]["cpu_s"] for name, said in told.items()},
+        "/".join(modes),
+        max(said["raft"]["groups"]["0"]["term"] for said in told.values()),
+    )
 
 
 def split(load: Load, processes: int) -> list[Load]:
@@ -129,9 +153,9 @@ def split(load: Load, processes: int) -> list[Load]:
     return loads
 
 
-def run_loads(loads: list[Load], durability: str, pids: dict[str, int]) -> Figures:
+def run_loads(loads: list[Load]) -> Figures:
     """Run the processes side by side, over the same seconds."""
-    recorder, meter = Recorder(), CpuMeter(pids)
+    recorder, addresses = Recorder(), loads[0].endpoints
     with contextlib.ExitStack() as stack:
         processes = []
         for load in loads:
@@ -139,26 +163,31 @@ def run_loads(loads: list[Load], durability: str, pids: dict[str, int]) -> Figur
             stack.callback(processes[-1].end)
         for process in processes:
             process.expect("ready")
-        meter.start()
+        before = look(addresses)
         for process in processes:
             process.go()
         clients_s = sum(float(process.expect("done")) for process in processes)
-        used = {**meter.used(), "clients": clients_s}
+        after = look(addresses)
         for process in processes:
             recorder.merge(process.latencies())
+    used = {name: cpu_s - before.cpu_s.get(name, 0.0) for name, cpu_s in after.cpu_s.items()}
     tasks = sum(load.tasks for load in loads)
-    return recorder.figures("coterie", tasks, loads[0].seconds, durability, used)
+    return recorder.figures(
+        "coterie", tasks, loads[0].seconds, before.durability, {**used, "clients": clients_s}
+    )
 
 
-def show(measured: Figures, ceiling: Figures | None, as_json: bool) -> None:
+def show(measured: Figures, ceiling: Figures | None, elections: int, as_json: bool) -> None:
     """Print the figures and the ratio of the two throughputs."""
     ratio = None
     if ceiling is not None and ceiling.ops_per_s:
         ratio = round(measured.ops_per_s / ceiling.ops_per_s, 3)
     if as_json:
-        bare = ceiling.as_dict() if ceiling else None
-        click.echo(json.dumps({"cluster": measured.as_dict(), "bare": bare, "ratio": ratio}))
+        runs = {"cluster": measured.as_dict(), "bare": ceiling.as_dict() if ceiling else None}
+        click.echo(json.dumps({**runs, "ratio": ratio, "elections": elections}))
         return
     click.echo(table([measured, ceiling] if ceiling else [measured]))
     if ratio is not None:
         click.echo(f"ratio to the bare path: {ratio:.2f}")
+    if elections:
+        click.echo(f"elections during the run: {elections}")
