@@ -81,7 +81,7 @@ class Founding:
     def answer(self, message: Introduce, recorded: int) -> None:
         """Tell a peer what we know of a cluster."""
         node = message.member.node
-        if not self.cluster and node not in self.asked and len(self.asked) < len(self.configured):
+        if not self.cluster and node in self.turn.configured and node not in self.asked:
             self.asked.append(node)
         answer = Introduced(
             self.cluster, self.us(), self.plugins, message.member.incarnation, recorded,

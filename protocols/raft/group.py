@@ -59,9 +59,9 @@ class Group:
         self.node = turn.identity.node
         self.incarnation = turn.identity.incarnation
         # Persistent (paper, figure 2).
-        self.term = state.term
-        self.vote: NodeId = state.vote
         self.log = Log(state.entries)
+        self.term = max(state.term, self.log.last_term)
+        self.vote: NodeId = state.vote if self.term == state.term else ""
         self.dirty = False  # term or vote changed and not written yet
         self.state_write = 0
         self.durable_index = self.log.last_index
@@ -88,6 +88,7 @@ class Group:
         self.first_of_term = 0  # index of the no-op that opened our term
         self.acknowledged = False  # someone's match rose: look at the commit index
         self.heartbeat_due = False
+        self.stirred = False  # as a leader: there may be something to send
         self.appended_at = 0.0
         self.uncommitted_bytes = 0
         self.reads = Reads()
@@ -147,6 +148,7 @@ class Group:
     def reconfigured(self) -> None:
         """Another configuration is the latest: who became a voter needs an election timer."""
         self.adopt_configuration()
+        self.turn.reconfigured = True
         if self.role is not Role.LEADER and (self.deadline == FOREVER) is self.voting:
             self.rearm()
 
@@ -243,7 +245,7 @@ class Group:
         )
         self.turn.began_leading()
         self.first_of_term = self.lead(NOOP, b"")
-        self.acknowledged = self.heartbeat_due = True
+        self.acknowledged = self.heartbeat_due = self.stirred = True
         self.turn.port.led(self.group, self.node, self.term)
 
     def _abandon(self) -> list[tuple[Token, Failure]]:
@@ -252,7 +254,7 @@ class Group:
             peer.forget()
         self.peers, self.voting_peers = {}, []
         self.transferee = None
-        self.heartbeat_due = self.acknowledged = False
+        self.heartbeat_due = self.acknowledged = self.stirred = False
         open_outcome = Failure(
             Code.LEADER_LOST, "leadership was lost before commit; send it again, same sequence"
         )
@@ -278,6 +280,7 @@ class Group:
         log.append(entry)
         self.uncommitted_bytes += size(entry)
         self.appended_at = self.turn.port.now()
+        self.stirred = True
         self._record((entry,))
         return entry.index
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from ..errors import Code
 from ..plugin import CONTROL, Command, Failure, LogPort, Message, Request, Result, StateMachine
 from ..records import (
-    COMMANDS,
     CONFIGURATION,
     Configuration,
     Entry,
@@ -25,9 +24,9 @@ from ..records import (
     WriteNumber,
 )
 from ..replica import Replica
-from . import election, inspection, membership, replication
+from . import applying, election, inspection, membership, replication
 from .founding import Founding, PluginSet, compare_plugins
-from .group import FOREVER, Group, Role, Token
+from .group import FOREVER, Group, Role
 from .messages import (
     MESSAGES,
     Appended,
@@ -158,9 +157,12 @@ class Raft:
     def recorded_incarnation(self, node: NodeId) -> int | None:
         """The incarnation group 0's configuration has for a node: 0 if it is a member not heard of
         yet, None if it is no member or no configuration is known. Frames of another incarnation
-        than a recorded one must be dropped, except `Introduce` and `Introduced`."""
-        member = self.groups[CONTROL].members.get(node)
-        return member.incarnation if member is not None else None
+        than a recorded one are dropped, except `Introduce` and `Introduced`. While no leader is
+        known the answer is None too: our configuration may be the old one, and then only a leader
+        we have not recorded can tell us. (Votes and acknowledgements name their incarnation.)"""
+        control = self.groups[CONTROL]
+        member = control.members.get(node)
+        return member.incarnation if member is not None and control.leader else None
 
     # --- messages -------------------------------------------------------------------------------
 
@@ -179,7 +181,8 @@ class Raft:
         # While our founding entry is being written we are not empty, and nothing else yet.
         if self.joining or (message.cluster and message.cluster != ours):
             return
-        self.founding.answer(message, self.recorded_incarnation(newcomer.node) or 0)
+        recorded = self.groups[CONTROL].members.get(newcomer.node)
+        self.founding.answer(message, recorded.incarnation if recorded else 0)
         if not message.cluster or newcomer.node not in self.turn.configured:
             return
         if newcomer.incarnation and not compare_plugins(self.founding.plugins, message.plugins):
@@ -215,7 +218,7 @@ class Raft:
             failure = Failure(Code.NOT_LEADER, "leadership is being handed over; ask again")
             self.port.failed(plugin, group, token, failure)
         elif found.uncommitted_bytes > self.settings.uncommitted_bytes:
-            self.port.failed(plugin, group, token, _BUSY)
+            self.port.failed(plugin, group, token, applying.BUSY)
         else:
             found.commands.append(command)
             found.tokens.append((plugin, token))
@@ -224,7 +227,7 @@ class Raft:
         found = self._leading(plugin, group, token)
         if found is not None:
             if found.reads.count >= self.settings.waiting_reads:
-                self.port.failed(plugin, group, token, _BUSY)
+                self.port.failed(plugin, group, token, applying.BUSY)
             else:
                 found.reads.add((plugin, token))
 
@@ -307,70 +310,22 @@ class Raft:
         groups = self.groups.values()
         left = self.settings.apply_operations
         for group in groups:
-            left = self._settle(group, left)
+            if group.acknowledged or group.replica.applied < group.commit or group.reads.waiting:
+                left = applying.settle(group, left)
         for group in groups:
             if group.commands:
-                self._cut(group)
+                applying.cut(group)
         self._write()
         for group in groups:
-            if group.role is Role.LEADER:
+            if group.stirred or group.reads.arrived:
                 replication.send(group)
                 if group.voters == 1:
-                    self._release_reads(group)
-            if group.commands or group.reads.arrived:
+                    applying.release_reads(group)
+            if group.commands or group.reads.arrived or group.replica.applied < group.commit:
                 self.more = True
-
-    def _settle(self, group: Group, left: int) -> int:
-        """Commit and apply what can be, answer reads; `left` operations may still be applied."""
-        if group.acknowledged and group.role is Role.LEADER:
-            replication.advance_commit(group)
-        replica = group.replica
-        while replica.applied < group.commit:
-            if left <= 0:
-                self.more = True
-                break
-            left -= self._apply(group, group.log.get(replica.applied + 1))
-        if group.reads.waiting:
-            self._release_reads(group)
-        return left
-
-    def _apply(self, group: Group, entry: Entry) -> int:
-        """Apply one entry; how many operations it held."""
-        commands, tokens = group.proposed.pop(entry.index, _NOTHING)
-        replies = group.replica.apply(entry, commands)
-        hints, port, operations = group.replica.take_hints(), self.port, 1
-        for reply in replies:
-            operations += len(reply)
-        if tokens:
-            for (plugin, token), reply in zip(tokens, replies, strict=True):
-                port.applied(plugin, group.group, token, reply)
-        if hints and group.role is Role.LEADER:
-            for client, hint in hints:
-                port.tell(client, hint)
-        return operations
-
-    def _release_reads(self, group: Group) -> None:
-        confirmed = replication.confirmed_round(group)
-        for plugin, token in group.reads.release(confirmed, group.replica.applied):
-            self.port.readable(plugin, group.group, token)
-
-    def _cut(self, group: Group) -> None:
-        """One entry of all commands of the turn, or several if they are too many bytes."""
-        commands, tokens = group.commands, group.tokens
-        group.commands, group.tokens = [], []
-        pieces = [(commands, tokens)]
-        while pieces:
-            commands, tokens = pieces.pop()
-            payload = group.replica.codec.encode(commands)
-            if len(payload) > self.settings.entry_bytes and len(commands) > 1:
-                half = len(commands) // 2
-                pieces.append((commands[half:], tokens[half:]))
-                pieces.append((commands[:half], tokens[:half]))
-            elif group.uncommitted_bytes > self.settings.uncommitted_bytes:
-                for plugin, token in tokens:
-                    self.port.failed(plugin, group.group, token, _BUSY)
-            else:
-                group.proposed[group.lead(COMMANDS, payload)] = (commands, tokens)
+        if self.turn.reconfigured:
+            self.turn.reconfigured = False
+            self._introduce_until_recorded()
 
     def _write(self) -> None:
         """Everything of the turn in one write; answers that count on it wait for it."""
@@ -381,7 +336,8 @@ class Raft:
         if turn.records:
             answers = turn.write()
             for group in groups:
-                group.written(turn.written)
+                if group.dirty or group.unwritten:
+                    group.written(turn.written)
             if self.joining and self.joining_write is None:
                 self.joining_write = turn.written
         else:
@@ -422,7 +378,3 @@ class Raft:
             "cluster": self.cluster,
             "groups": {number: inspection.status(group) for number, group in self.groups.items()},
         }
-
-
-_BUSY = Failure(Code.BUSY, "the log has too much that is not committed yet; retry later")
-_NOTHING: tuple[list[Command] | None, list[Token]] = (None, [])

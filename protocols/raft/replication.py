@@ -101,6 +101,7 @@ def _answering(
     if peer is None or peer.incarnation != message.incarnation:
         return None
     peer.heard_beat = group.turn.beat
+    group.stirred = True
     if message.round > peer.round:
         peer.round = message.round
     return peer
@@ -168,6 +169,7 @@ def quorate(group: Group) -> bool:
 def send(group: Group) -> None:
     """What a leader has to say at the end of a turn: entries, a heartbeat, a round for reads."""
     reads, beat = group.reads, group.heartbeat_due
+    group.stirred = False
     asked = bool(reads.arrived)
     if beat or asked:
         reads.start_round(max(group.commit, group.first_of_term))
@@ -218,7 +220,7 @@ def beat(group: Group) -> None:
     if not quorate(group):
         group.become_follower(group.term, None)
         return
-    group.heartbeat_due = True
+    group.heartbeat_due = group.stirred = True
     now, settings = group.turn.port.now(), group.settings
     if group.transferee is not None:
         if now >= group.transfer_deadline:
