@@ -103,7 +103,7 @@ class Disk:
         self.file = self.storage.fileno()
         os.pwrite(self.file, bytes(LOG_BYTES), 0)
         os.fsync(self.file)
-        self.sync = durability == "fsync"
+        self.sync = durability != "relaxed"
         self.offset = 0
         self.on_durable = on_durable
         self.loop = asyncio.get_running_loop()

@@ -21,8 +21,12 @@ from .figures import Figures, Recorder, middle, table
 from .load import Load, LoadProcess
 
 NODES = 3
-EX_UNAVAILABLE = 69
-"""As BSD's sysexits has it: no quorum."""
+
+
+class NoQuorum(click.ClickException):
+    """Nobody leads; EX_UNAVAILABLE of BSD's sysexits."""
+
+    exit_code = 69
 
 
 @click.group()
@@ -129,9 +133,7 @@ def look(addresses: list[str]) -> Sight:
     """Ask every node how it is; the command ends with 69 when nobody leads."""
     status = collect(addresses)
     if not status.quorum:
-        error = click.ClickException("no leader answers; see what 'coterie status' says")
-        error.exit_code = EX_UNAVAILABLE
-        raise error
+        raise NoQuorum("no leader answers; see what 'coterie status' says")
     told = {name: said for name, _, said in status.nodes if said is not None}
     modes = sorted({said["process"]["durability"] for said in told.values()})
     return Sight(
