@@ -1,0 +1,239 @@
+"""The calls of a client: taken on, completed once, given up without a trace.
+
+The law: a caller is answered exactly once, at the latest when its time is up. A call that may
+still hold something in the cluster stays in a table, though its caller is long gone, until the
+cluster has confirmed that it holds nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from ..protocols.errors import Code
+from ..protocols.lock.messages import Acquire, Granted, Release
+from ..protocols.plugin import Cancel, Failure, Message, Query
+from .core_nodes import Nodes
+from .core_outbox import Outbox
+from .core_records import CANCELLING, DONE, SENT, UNSENT, WAITING, Call, Session
+from .errors import CLOSED, Busy, CoterieError, Indeterminate, Timeout, Unavailable
+
+CALLS_MAX = 65_536
+"""Calls under way at once; more are refused (`Busy`)."""
+
+CANCEL_GRACE_S = 0.25
+"""How long a call that ran out of time waits for its `Cancel` to be confirmed."""
+
+SPAN_MAX = 16_384
+"""Sequences from the oldest open call to the newest; a longer wait is parked (`_park`)."""
+
+SESSION_ENDED = Failure(Code.SESSION_EXPIRED, "the session has ended")
+
+
+class Calls:
+    """Where each call stands, and the completed ones to hand out."""
+
+    def __init__(
+        self, outbox: Outbox, nodes: Nodes, plugins: Iterable[str], timeout_s: float
+    ) -> None:
+        self.nodes = nodes
+        self.session: Session | None = None
+        self.closing = False
+        self._outbox = outbox
+        self._timeout_s = timeout_s
+        self._heard_at = float("-inf")
+        self._unsent: dict[str, list[Call]] = {plugin: [] for plugin in plugins}
+        self._free_unsent: list[Call] = []
+        self._free: dict[int, Call] = {}
+        """Calls that need no session: queries, and the opening and ending of sessions."""
+        self._completed: list[Call] = []
+        self._deadlines: list[tuple[float, int, Call]] = []
+        self._deadline_count = 0
+        self._room = CALLS_MAX
+        self._abandoned = 0
+        """Calls among the unsent that nobody wants any more."""
+
+    def submit(self, call: Call, now: float) -> None:
+        """Take on a call; it leaves at the next `flush`. Raises `Busy`, or `CoterieError` once
+        closed."""
+        if self.closing:
+            raise CoterieError(CLOSED)
+        if self._room <= 0:
+            raise Busy(f"{CALLS_MAX} operations are under way; wait for some of them")
+        self._room -= 1
+        call.submitted_at = now
+        if call.session is not None and call.session is not self.session:
+            self._finish(call, SESSION_ENDED)
+            return
+        if call.deadline is not None:
+            self._set_deadline(call, call.deadline)
+        if isinstance(call.operation, Query):
+            self._free_unsent.append(call)
+        else:
+            self._unsent[call.plugin].append(call)
+
+    def cancel(self, call: Call, now: float) -> None:
+        """Nobody waits for this acquire any more: see to it that nothing is held for it."""
+        if call.state == UNSENT:
+            call.state = DONE
+            self._abandoned += 1
+        elif call.state in (SENT, WAITING):
+            session = call.session
+            assert session is not None
+            if call.sequence not in session.open:
+                call.unwanted = True
+                return
+            call.state = CANCELLING
+            session.waits.pop(call.wait, None)
+            self._undo(call, Cancel(call.sequence), now)
+        elif call.state == DONE and type(call.result) is Granted:
+            # granted, and completed into the hands of a caller that had just gone
+            self._undo_grant(call, call.result.grant, now)
+            call.result = None
+
+    def take_completed(self) -> list[Call]:
+        """The calls completed since last asked; `result` is an answer or an exception."""
+        completed = self._completed
+        if completed:
+            self._completed = []
+        return completed
+
+    def _undo_grant(self, call: Call, grant: int, now: float) -> None:
+        assert isinstance(call.operation, Acquire)
+        self._undo(call, Release(call.operation.name, grant), now)
+
+    def _undo(self, call: Call, operation: Message, now: float) -> None:
+        """Send a `Cancel` or `Release` nobody waits for, until it is confirmed."""
+        if call.session is not None and call.session is self.session:
+            undo = Call(call.plugin, operation, waits=True, submitted_at=now)
+            undo.session = call.session
+            undo.target = call
+            self._unsent[call.plugin].append(undo)
+
+    def _undone(self, undo: Call, target: Call) -> None:
+        self._finish(undo, None)
+        if target.state == CANCELLING:
+            self._finish(target, Timeout("not granted in time"))
+
+    def _granted(self, session: Session, call: Call, token: int, now: float) -> None:
+        """The wait of a call is over."""
+        wait = call.wait
+        session.waits.pop(wait, None)
+        if call.unwanted:
+            self._finish(call, None)
+            self._undo_grant(call, wait, now)
+        else:
+            self._finish(call, Granted(wait, token))
+
+    def _gone(self, call: Call) -> None:
+        """The wait of a call was let go by the cluster: ask anew, if somebody still waits."""
+        self._forget(call)
+        if call.unwanted:
+            call.state = DONE
+        else:
+            self._resubmit(call)
+
+    def _finish(self, call: Call, result: object) -> None:
+        """Nothing more can come of this call."""
+        self._forget(call)
+        call.state = DONE
+        self._complete(call, result)
+
+    def _complete(self, call: Call, result: object) -> None:
+        if not call.completed:
+            call.completed = True
+            call.result = result
+            self._completed.append(call)
+
+    def _forget(self, call: Call) -> None:
+        if call.session is None:
+            self._free.pop(call.sequence, None)
+        else:
+            call.session.open.pop(call.sequence, None)
+            call.session.waits.pop(call.wait, None)
+
+    def _resubmit(self, call: Call) -> None:
+        """Begin anew, under a new sequence: nothing of the old one is left."""
+        call.state = UNSENT
+        call.session = None
+        call.sequence = call.copies = call.wait = 0
+        self._unsent[call.plugin].append(call)
+
+    def _park(self, session: Session) -> None:
+        """Let long waits no longer keep the cluster from forgetting the answers given since.
+
+        The cluster remembers 65,536 answers above the oldest open sequence. A parked wait lives
+        on by its number; it can no longer be cancelled by its sequence: should it be given up, it
+        is released when it is granted.
+        """
+        newest = self._outbox.next_sequence
+        parked: list[int] = []
+        for sequence, call in session.open.items():
+            if newest - sequence <= SPAN_MAX or call.state != WAITING:
+                break
+            parked.append(sequence)
+        for sequence in parked:
+            del session.open[sequence]
+
+    def _sent(self) -> list[Call]:
+        """The calls asked and not answered yet."""
+        table = self.session.open if self.session is not None else {}
+        calls = [call for call in table.values() if call.state == SENT]
+        calls.extend(self._free.values())
+        return calls
+
+    def _everything(self) -> list[Call]:
+        calls = list(self._free.values()) + self._free_unsent
+        for unsent in self._unsent.values():
+            calls.extend(unsent)
+        if self.session is not None:
+            calls.extend(self.session.everything())
+        return calls
+
+    def _drop_abandoned(self) -> None:
+        for calls in (*self._unsent.values(), self._free_unsent):
+            calls[:] = [call for call in calls if call.state != DONE]
+        self._abandoned = 0
+
+    def _count_room(self) -> None:
+        unsent = sum(map(len, self._unsent.values())) + len(self._free_unsent)
+        held = len(self.session.open) if self.session is not None else 0
+        self._room = CALLS_MAX - held - unsent - len(self._free)
+
+    def _set_deadline(self, call: Call, deadline: float) -> None:
+        call.deadline = deadline
+        self._deadline_count += 1
+        heapq.heappush(self._deadlines, (deadline, self._deadline_count, call))
+        if len(self._deadlines) > 2 * CALLS_MAX:  # most of them are of calls long done
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].completed]
+            heapq.heapify(self._deadlines)
+
+    def _run_out(self, now: float) -> None:
+        """Cancel what was not granted in its time."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            call = heapq.heappop(self._deadlines)[2]
+            if call.completed or call.deadline is None or call.deadline > now:
+                continue
+            if call.state == UNSENT or call.state == CANCELLING or call.unwanted:
+                self.cancel(call, now)
+                self._complete(call, Timeout("not granted in time"))
+            else:
+                self.cancel(call, now)
+                self._set_deadline(call, now + CANCEL_GRACE_S)
+
+    def _give_up(self, now: float) -> None:
+        """Tell those who do not wait for their turn that the cluster has been silent too long."""
+        limit = now - self._timeout_s
+        if self._heard_at > limit:
+            return
+        for call in self._everything():
+            if call.waits or call.completed or call.submitted_at > limit:
+                continue
+            text = self.nodes.silence(now - max(call.submitted_at, self._heard_at), limit)
+            if type(call.operation) is Acquire or call.state == UNSENT:
+                self._complete(call, Unavailable(text))
+                self.cancel(call, now)
+            elif isinstance(call.operation, Query) or call.copies <= 0:
+                self._finish(call, Unavailable(text))
+            else:
+                self._complete(call, Indeterminate(f"it may have been done: {text}"))
