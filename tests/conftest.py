@@ -42,3 +42,10 @@ def one_name_per_module() -> Iterator[None]:
     )
     yield
     assert not loaded_twice()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[coterie.LocalCluster]:
+    """Three node processes that all tests share: who hurts a node, heals it."""
+    with coterie.LocalCluster(3) as cluster:
+        yield cluster
