@@ -140,7 +140,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 async def settled(node: Node) -> None:
     """Wait until a node has nothing to do: no turn comes and no descriptor is readable."""
-    quiet = 0
+    quiet, turns = 0, node.turns
 
     def still() -> bool:
         nonlocal quiet, turns
@@ -149,7 +149,6 @@ async def settled(node: Node) -> None:
         quiet, turns = (0 if busy else quiet + 1), node.turns
         return quiet == 5
 
-    turns = node.turns
     await until(still, "an idle node")
     assert not node.sockets.pending()
 
