@@ -12,19 +12,25 @@ import pytest
 import coterie
 
 ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("protocols", "bus", "clients", "nodes", "bench")
 
 
 def loaded_twice() -> dict[Path, list[str]]:
     """Files of the package that this process has loaded under more than one name."""
-    home = Path(coterie.__file__).resolve().parent
     names: dict[Path, list[str]] = defaultdict(list)
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if file and name != "__main__":
-            path = Path(file).resolve()
-            if path.is_relative_to(home) and not path.is_relative_to(home / "tests"):
-                names[path].append(name)
+        if file and name != "__main__" and is_ours(Path(file).resolve()):
+            names[Path(file).resolve()].append(name)
     return {path: found for path, found in names.items() if len(found) > 1}
+
+
+def is_ours(path: Path) -> bool:
+    """True for the package's own files; tests and an environment in the checkout are not."""
+    if not path.is_relative_to(ROOT):
+        return False
+    folder, *rest = path.relative_to(ROOT).parts
+    return not rest or folder in ROOMS
 
 
 @pytest.fixture(scope="session")

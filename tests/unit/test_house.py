@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import loaded_twice
 
 import coterie
 
@@ -335,6 +337,12 @@ def test_tests_wait_for_conditions() -> None:
 )
 def test_a_sleep_is_seen(source: str, waits_for_time: bool) -> None:
     assert bool(sleeps(module("t", source))) == waits_for_time
+
+
+def test_a_module_under_two_names_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded_twice() == {}
+    monkeypatch.setitem(sys.modules, "bench", importlib.import_module("coterie.bench"))
+    assert list(loaded_twice()) == [ROOT / "bench" / "__init__.py"]
 
 
 def loaded_after(code: str) -> list[str]:
