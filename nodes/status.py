@@ -15,8 +15,9 @@ from ..protocols.plugin import Result
 from ..protocols.session.messages import Describe, Described, Locate
 from .ask import NodeAsker, await_leader, located
 
-ANSWER_WAIT_S = 1.0
-READ_WAIT_S = 2.0
+ANSWER_WAIT_S = 0.5
+READ_WAIT_S = 1.0
+"""Longer than an election takes."""
 
 COLUMNS = (
     "NODE", "ENDPOINT", "ROLE", "TERM", "LEADER", "LAST", "COMMIT", "APPLIED", "FSYNC P99",
@@ -35,8 +36,12 @@ class Status(NamedTuple):
 def collect(endpoints: Sequence[str]) -> Status:
     """Ask the endpoints who the members are, and all of them how they are. Raises ValueError for
     what is no endpoint."""
+    if not endpoints:
+        raise ValueError("names no node; write tcp://HOST:PORT,…")
     with NodeAsker() as asker:
-        heard = located(asker.ask(endpoints, Locate(), timeout_s=ANSWER_WAIT_S))
+        heard = located(
+            asker.ask(endpoints, Locate(), timeout_s=ANSWER_WAIT_S, enough=_members_known)
+        )
         names = {endpoint: answer.node for endpoint, answer in heard.items()}
         for answer in heard.values():
             for member in answer.members:
@@ -49,6 +54,10 @@ def collect(endpoints: Sequence[str]) -> Status:
     nodes = [(name, endpoint, _described(said.get(endpoint))) for endpoint, name in names.items()]
     nodes.sort(key=lambda row: (row[0], row[1]))
     return Status(nodes, leader.node if leader else "", leader is not None)
+
+
+def _members_known(answers: dict[str, Result]) -> bool:
+    return any(answer.leader for answer in located(answers).values())
 
 
 def _described(answer: Result | None) -> dict[str, Any] | None:
