@@ -378,7 +378,8 @@ def zmtp_connection(endpoint: str) -> socket.socket:
     """A DEALER that speaks ZMTP 3.0 with the NULL mechanism (RFC 23) by hand."""
     raw = socket.create_connection(("127.0.0.1", port(endpoint)), DEADLINE_S)
     raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-    assert len(raw.recv(64, socket.MSG_WAITALL)) == 64
+    with raw.makefile("rb") as replies:
+        assert len(replies.read(64)) == 64
     ready = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
     raw.sendall(b"\x04" + bytes([len(ready)]) + ready)
     return raw
