@@ -157,12 +157,14 @@ class Raft:
     def recorded_incarnation(self, node: NodeId) -> int | None:
         """The incarnation group 0's configuration has for a node: 0 if it is a member not heard of
         yet, None if it is no member or no configuration is known. Frames of another incarnation
-        than a recorded one are dropped, except `Introduce` and `Introduced`. While no leader is
-        known the answer is None too: our configuration may be the old one, and then only a leader
-        we have not recorded can tell us. (Votes and acknowledgements name their incarnation.)"""
+        than a recorded one are dropped, except `Introduce` and `Introduced`. None also while no
+        leader is known, and for the leader: our configuration may be the old one, and then only a
+        leader we have not recorded can tell us. (Votes and acknowledgements name theirs.)"""
         control = self.groups[CONTROL]
         member = control.members.get(node)
-        return member.incarnation if member is not None and control.leader else None
+        if member is None or control.leader in (None, node):
+            return None
+        return member.incarnation
 
     # --- messages -------------------------------------------------------------------------------
 

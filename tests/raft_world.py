@@ -1,0 +1,484 @@
+"""A small world of real Raft plugins, for tests that deliver messages by hand.
+
+Time moves only when told; a message waits in `world.wire` until it is delivered or dropped; a
+write is durable when `sync` says so. A crash loses whatever was not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from coterie.protocols.plugin import (
+    Command,
+    Failure,
+    Hint,
+    Message,
+    Moment,
+    Operation,
+    Request,
+    Result,
+    StateMachine,
+)
+from coterie.protocols.raft.group import Group, Role
+from coterie.protocols.raft.membership import encode
+from coterie.protocols.raft.messages import Introduce, Introduced
+from coterie.protocols.raft.plugin import Raft
+from coterie.protocols.raft.settings import Settings
+from coterie.protocols.records import (
+    CONFIGURATION,
+    NOOP,
+    Configuration,
+    Entry,
+    EntryRecord,
+    GroupState,
+    Identity,
+    Member,
+    Record,
+    StateRecord,
+)
+from coterie.protocols.replica import CommandCodec, Replica, Window
+
+CLUSTER = 77
+PLUGINS = (("note", 1), ("raft", 1))
+
+
+class Note(Operation, frozen=True, tag=0):
+    """Append a text to the list."""
+
+    text: str
+
+
+class Noted(Result, frozen=True, tag=1):
+    count: int
+
+
+class Notes:
+    """The state machine of the tests: a list of texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def apply(self, moment: Moment, operation: Note) -> Result:
+        self.texts.append(operation.text)
+        moment.tell(7, Hint())
+        return Noted(len(self.texts))
+
+    def query(self, moment: Moment, query: Any) -> Result:
+        return Noted(len(self.texts))
+
+    def end_session(self, moment: Moment, session: int, limit: int) -> int:
+        return 0
+
+    def cancel(self, moment: Moment, answered: Result) -> None: ...
+
+    def news(self, moment: Moment, session: int, number: int) -> Result | None:
+        return None
+
+    def snapshot(self) -> Iterable[bytes]:
+        return []
+
+    def restore(self, chunks: Iterable[bytes]) -> None: ...
+
+    def check(self) -> None: ...
+
+
+@dataclass
+class Disk:
+    """What of a node survives: records in order; those after `synced` are lost in a crash."""
+
+    records: list[list[Record]] = field(default_factory=list)
+    synced: int = 0
+    cluster: int = 0
+
+    def recover(self) -> dict[int, GroupState]:
+        states: dict[int, GroupState] = {}
+        for batch in self.records:
+            for record in batch:
+                state = states.setdefault(record.group, GroupState(entries=[]))
+                if isinstance(record, StateRecord):
+                    state.term, state.vote = record.term, record.vote
+                    state.commit = record.commit
+                else:
+                    del state.entries[record.entry.index - 1 :]
+                    state.entries.append(record.entry)
+        return states
+
+
+class Port:
+    """A `LogPort` that records effects."""
+
+    def __init__(self, world: World, node: str) -> None:
+        self.world = world
+        self.node = node
+        self.random = random.Random(f"{world.seed}/{node}")
+        self.applied_results: dict[Any, Sequence[Result]] = {}
+        self.read_tokens: list[Any] = []
+        self.failures: dict[Any, Failure] = {}
+        self.leaders: list[tuple[int, str | None, int]] = []
+        self.told: list[tuple[int, Hint]] = []
+        self.stopped: Failure | None = None
+        self.writes = 0
+
+    @property
+    def disk(self) -> Disk:
+        return self.world.disks[self.node]
+
+    def now(self) -> float:
+        return self.world.time
+
+    def send(self, to: str, message: Message) -> None:
+        self.world.wire.append(Letter(self.node, to, message))
+
+    def publish(self, topic: bytes, message: Message) -> None:
+        raise AssertionError("raft publishes nothing")
+
+    def reply(self, request: Request, results: Sequence[Result]) -> None:
+        self.applied_results["reply"] = results
+
+    def tell(self, client: int, hint: Hint) -> None:
+        self.told.append((client, hint))
+
+    def propose(self, group: int, command: Command, token: Any) -> None:
+        raise AssertionError("raft proposes nothing through its port")
+
+    def read(self, group: int, token: Any) -> None:
+        raise AssertionError("raft reads nothing through its port")
+
+    def machine(self, group: int) -> StateMachine:
+        raise KeyError(group)
+
+    def moment(self, group: int) -> Moment:
+        raise KeyError(group)
+
+    def leader(self, group: int) -> tuple[str | None, int]:
+        return self.world.nodes[self.node].leader(group)
+
+    def log_time_us(self, group: int) -> int:
+        return self.world.nodes[self.node].log_time_us(group)
+
+    def members(self) -> Sequence[Member]:
+        return ()
+
+    def persist(self, records: Sequence[Record]) -> int:
+        self.disk.records.append(list(records))
+        self.writes += 1
+        self.pending.append(self.writes)
+        return self.writes
+
+    pending: list[int]
+
+    def applied(self, plugin: str, group: int, token: Any, results: Sequence[Result]) -> None:
+        assert token not in self.applied_results
+        self.applied_results[token] = results
+
+    def readable(self, plugin: str, group: int, token: Any) -> None:
+        self.read_tokens.append(token)
+
+    def failed(self, plugin: str, group: int, token: Any, failure: Failure) -> None:
+        assert token not in self.failures and token not in self.applied_results
+        self.failures[token] = failure
+
+    def led(self, group: int, leader: str | None, term: int) -> None:
+        self.leaders.append((group, leader, term))
+
+    def joined(self, cluster: int) -> None:
+        self.disk.cluster = cluster
+
+    def stop(self, failure: Failure) -> None:
+        self.stopped = failure
+
+
+@dataclass
+class Letter:
+    sender: str
+    to: str
+    message: Message
+
+
+class World:
+    """Nodes n1 … and the wire between them. By default the cluster is founded already."""
+
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        groups: int = 1,
+        seed: int = 1,
+        founded: bool = True,
+        settings: Settings | None = None,
+        learners: Sequence[str] = (),
+    ) -> None:
+        self.seed = seed
+        self.time = 1000.0
+        self.settings = settings or Settings(groups=groups)
+        self.groups = groups
+        self.wire: list[Letter] = []
+        self.disks: dict[str, Disk] = {}
+        self.nodes: dict[str, Raft] = {}
+        self.ports: dict[str, Port] = {}
+        self.notes: dict[tuple[str, int], Notes] = {}
+        self.incarnations: dict[str, int] = {}
+        self.plugins: dict[str, tuple[tuple[str, int], ...]] = {}
+        self.autosync = True
+        self.in_turn = ""
+        self.cut: Callable[[Letter], bool] = lambda letter: False
+        self.names = [f"n{number}" for number in range(1, nodes + 1)]
+        self.configured = [Member(name, 0, True) for name in self.names]
+        for number, name in enumerate(self.names, start=1):
+            self.incarnations[name] = 100 + number
+            self.disks[name] = Disk()
+        if founded:
+            members = tuple(
+                Member(name, self.incarnations[name], name not in learners) for name in self.names
+            )
+            self.found(members)
+        for name in self.names:
+            self.boot(name)
+
+    def found(self, members: tuple[Member, ...]) -> None:
+        payload = encode(Configuration(CLUSTER, members, PLUGINS))
+        for disk in self.disks.values():
+            batch: list[Record] = []
+            for group in range(self.groups):
+                batch.append(StateRecord(group, 1, "", 0))
+                batch.append(EntryRecord(group, Entry(1, 1, 0, CONFIGURATION, payload)))
+            disk.records.append(batch)
+            disk.cluster, disk.synced = CLUSTER, 1
+
+    # --- nodes ------------------------------------------------------------------------------
+
+    def boot(self, name: str) -> Raft:
+        disk = self.disks[name]
+        identity = Identity(disk.cluster, name, self.incarnations[name])
+        codec = CommandCodec({"note": (Note, Noted)})
+        replicas = {}
+        for group in range(self.groups):
+            notes = self.notes[name, group] = Notes()
+            replicas[group] = Replica(group, {"note": notes}, codec)
+        raft = Raft(
+            identity, self.settings, replicas, disk.recover(), self.configured,
+            self.plugins.get(name, PLUGINS),
+        )  # fmt: skip
+        port = self.ports[name] = Port(self, name)
+        port.pending = []
+        port.writes = 0
+        self.nodes[name] = raft
+        raft.start(port)
+        self.flush(name)
+        return raft
+
+    def crash(self, name: str) -> None:
+        """The process ends; what was not durable is gone."""
+        disk = self.disks[name]
+        del disk.records[disk.synced :]
+        del self.nodes[name]
+
+    def restart(self, name: str) -> Raft:
+        if name in self.nodes:
+            self.crash(name)
+        return self.boot(name)
+
+    def wipe(self, name: str, incarnation: int) -> Raft:
+        """The disk is lost; the node comes back empty under another incarnation."""
+        self.nodes.pop(name, None)
+        self.disks[name] = Disk()
+        self.incarnations[name] = incarnation
+        return self.boot(name)
+
+    def group(self, name: str, group: int = 0) -> Group:
+        return self.nodes[name].groups[group]
+
+    def write_log(self, name: str, terms: Sequence[int], term: int | None = None) -> None:
+        """Give a node a log of no-ops with these terms (the first is its founding entry)."""
+        disk = self.disks[name]
+        batch: list[Record] = [StateRecord(0, term or terms[-1], "", 0)]
+        for index, number in enumerate(terms[1:], start=2):
+            batch.append(EntryRecord(0, Entry(index, number, 0, NOOP)))
+        del disk.records[1:]
+        disk.records.append(batch)
+        disk.synced = len(disk.records)
+        self.restart(name)
+
+    # --- events -----------------------------------------------------------------------------
+
+    @contextmanager
+    def one_turn(self, name: str) -> Iterator[None]:
+        """What is done inside reaches the node within one turn."""
+        self.in_turn = name
+        yield
+        self.in_turn = ""
+        self.flush(name)
+
+    def flush(self, name: str) -> None:
+        """End turns of a node until it has nothing more to do at once."""
+        if name == self.in_turn:
+            return
+        raft, port = self.nodes[name], self.ports[name]
+        for _ in range(100):
+            raft.flush()
+            if self.autosync:
+                self.sync(name, flush=False)
+            raft.check()
+            if not (raft.more or raft.turn.records or self._unsettled(raft)):
+                break
+        assert port.stopped is not None or not raft.more
+
+    @staticmethod
+    def _unsettled(raft: Raft) -> bool:
+        return any(
+            (group.role is Role.LEADER and (group.acknowledged or group.heartbeat_due))
+            or group.replica.applied < group.commit
+            for group in raft.groups.values()
+        )
+
+    def sync(self, name: str, *, flush: bool = True) -> None:
+        """All writes of a node become durable."""
+        port = self.ports[name]
+        if port.pending:
+            self.disks[name].synced = len(self.disks[name].records)
+            number, port.pending = port.pending[-1], []
+            self.nodes[name].on_durable(number)
+            if flush:
+                self.flush(name)
+
+    def heed_incarnations(self) -> None:
+        """Drop what the engine drops: frames of an incarnation that is not the recorded one."""
+
+        def stranger(letter: Letter) -> bool:
+            if isinstance(letter.message, Introduce | Introduced):
+                return False
+            recorded = self.nodes[letter.to].recorded_incarnation(letter.sender)
+            return recorded not in (None, 0, self.incarnations[letter.sender])
+
+        self.cut = lambda letter: letter.to in self.nodes and stranger(letter)
+
+    def hand(self, sender: str, to: str, message: Message) -> None:
+        """Deliver one message now, as the engine would."""
+        raft = self.nodes.get(to)
+        if raft is None:
+            return
+        raft.on_message(sender, message)
+        self.flush(to)
+
+    def deliver(self, number: int | None = None, **only: Any) -> int:
+        """Deliver what is on the wire now (not what that causes), or only some of it:
+        `sender`, `to`, `kind`. Returns how many."""
+        taken, kept = [], []
+        for letter in self.wire:
+            fits = self.matches(letter, **only) and (number is None or len(taken) < number)
+            (taken if fits else kept).append(letter)
+        self.wire = kept
+        for letter in taken:
+            if not self.cut(letter):
+                self.hand(letter.sender, letter.to, letter.message)
+        return len(taken)
+
+    @staticmethod
+    def matches(
+        letter: Letter, sender: str | None = None, to: str | None = None,
+        kind: type[Message] | None = None,
+    ) -> bool:  # fmt: skip
+        return (
+            sender in (None, letter.sender)
+            and to in (None, letter.to)
+            and (kind is None or type(letter.message) is kind)
+        )
+
+    def drop(self, **only: Any) -> int:
+        before = len(self.wire)
+        self.wire = [letter for letter in self.wire if not self.matches(letter, **only)]
+        return before - len(self.wire)
+
+    def on_wire(self, **only: Any) -> list[Letter]:
+        return [letter for letter in self.wire if self.matches(letter, **only)]
+
+    def settle(self) -> None:
+        """Deliver until the wire is silent."""
+        for _ in range(1000):
+            if not self.deliver():
+                return
+        raise AssertionError("the wire never falls silent")
+
+    def advance(self, seconds: float, *, deliver: bool = True) -> None:
+        """Move time, waking whoever has a deadline on the way, in its order."""
+        end = self.time + seconds
+        for _ in range(100_000):
+            due = [
+                (at, name)
+                for name, raft in self.nodes.items()
+                if (at := raft.deadline()) is not None and at <= end
+            ]
+            if not due:
+                break
+            at, name = min(due)
+            self.time = max(self.time, at)
+            self.nodes[name].on_deadline()
+            self.flush(name)
+            if deliver:
+                self.settle()
+        self.time = end
+
+    def fire(self, name: str, group: int = 0) -> None:
+        """Let the election timer of one node run out."""
+        found = self.group(name, group)
+        assert found.deadline != float("inf"), f"{name} has no election timer"
+        self.time = max(self.time, found.deadline)
+        self.nodes[name].on_deadline()
+        self.flush(name)
+
+    def elect(self, name: str, group: int = 0) -> int:
+        """Make a node leader by its own election timeout; its term."""
+        if self.group(name, group).role is Role.LEADER:
+            return self.group(name, group).term
+        heard = max(self.group(other, group).heard_at for other in self.nodes)
+        self.time = max(self.time, heard + self.settings.election_timeout_min_s)
+        self.fire(name, group)
+        self.settle()
+        assert self.group(name, group).role is Role.LEADER, self.group(name, group).role
+        return self.group(name, group).term
+
+    def beat(self, name: str) -> None:
+        """One heartbeat of a leader."""
+        raft = self.nodes[name]
+        self.time = max(self.time, raft.turn.next_beat)
+        raft.on_deadline()
+        self.flush(name)
+
+    # --- clients ----------------------------------------------------------------------------
+
+    def propose(self, name: str, *texts: str, token: Any = None, group: int = 0) -> Any:
+        """Propose notes in one command within one turn; the token is the first text."""
+        token = texts[0] if token is None else token
+        command = Command("note", 0, 0, 0, 0, [-1] * len(texts), [Note(t) for t in texts])
+        self.nodes[name].propose("note", group, command, token)
+        self.flush(name)
+        return token
+
+    def read(self, name: str, token: Any, group: int = 0) -> None:
+        self.nodes[name].read("note", group, token)
+        self.flush(name)
+
+    def texts(self, name: str, group: int = 0) -> list[str]:
+        return self.notes[name, group].texts
+
+    def turn_off_promotion(self) -> None:
+        """Learners stay learners, as nodes that no settings name do."""
+        for raft in self.nodes.values():
+            raft.turn.configured = ()
+
+    def notes_time(self, name: str, group: int = 0) -> int:
+        return self.group(name, group).replica.time_us
+
+    def remember_client(self, name: str, group: int = 0) -> None:
+        """Something at this node waits for log time to pass."""
+        self.group(name, group).replica.windows[1] = Window(answers={})
+
+    def terms(self, name: str, group: int = 0) -> list[int]:
+        return [entry.term for entry in self.group(name, group).log.entries]
+
+    def leaders(self, group: int = 0) -> list[str]:
+        return [n for n, raft in self.nodes.items() if raft.groups[group].role is Role.LEADER]
