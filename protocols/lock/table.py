@@ -203,8 +203,9 @@ class LockTable:
                     assert (claim.number, claim.name, claim.token > 0) == (number, name, granted)
                 indexed.update(claims)
         assert indexed == flat, "the indexes hold the claims of the sessions and nothing else"
-        for claims in self.claims.values():
+        for session, claims in self.claims.items():
             assert list(claims) == sorted(claims)
+            assert session in self._sessions.sessions or session in self._sessions.ending
         for holding in self.holders.values():
             assert len(holding) == 1 or all(claim.shared for claim in holding.values())
             assert len({claim.token for claim in holding.values()}) == 1, "one era, one token"

@@ -224,6 +224,26 @@ class TestLockDelay:
         group.one("lock", OpenLock("a", deadline_us))
         assert [told for _, told, _ in hints(group)] == [wait]
 
+    def test_the_longest_delay_of_those_that_shared_it_counts(self, group: ControlGroup) -> None:
+        one, two = group.open(1), group.open(2)
+        group.ask(one, Acquire("a", shared=True, lock_delay_us=9_000_000))
+        group.ask(two, Acquire("a", shared=True, lock_delay_us=1_000_000))
+        expire(group, one)
+        deadline_us = group.time_us + 9_000_000
+        group.one("session", ExpireSession(two, group.sessions.sessions[two].deadline_us))
+        assert group.locks.deferred == {"a": deadline_us}
+        assert not group.replica.windows and group.replica.deadlines_pending()
+
+    def test_is_kept_by_a_snapshot(self, group: ControlGroup) -> None:
+        one = group.open(1)
+        group.ask(one, Acquire("a", lock_delay_us=5_000_000))
+        expire(group, one)
+        other = restored(group)
+        assert other.deferred == group.locks.deferred
+        assert other.openable(group.time_us + 5_000_000, 9) == [
+            OpenLock("a", group.time_us + 5_000_000)
+        ]
+
     def test_a_clean_end_grants_at_once(self, group: ControlGroup) -> None:
         one, two = group.open(1), group.open(2)
         group.ask(one, Acquire("a", lock_delay_us=5_000_000))
@@ -286,6 +306,44 @@ def test_limits(group: ControlGroup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "CLAIMS_PER_SESSION_MAX", 6)
     assert isinstance(group.ask(one, Acquire("s")), Queued)
     assert code(group.ask(one, Acquire("s"))) is Code.BUSY
+
+
+def restored(group: ControlGroup) -> LockTable:
+    """Another table made from a snapshot."""
+    other = LockTable()
+    other.attach(group.replica)
+    other.restore(list(group.locks.snapshot()))
+    other.check()
+    return other
+
+
+def test_a_snapshot_keeps_the_order_of_waits_of_many_sessions(
+    group: ControlGroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "_CHUNK", 2)
+    sessions = [group.open(client) for client in (1, 2, 3)]
+    for session in (0, 2, 1, 0, 1, 2, 0, 0, 0):
+        group.ask(sessions[session], Acquire("a", shared=session == 1))
+    idle = group.open(4)
+    grant = group.ask(idle, Acquire("b")).grant
+    group.ask(idle, Release("b", grant))
+    locks: LockTable = group.locks
+    other = restored(group)
+    assert list(other.waits["a"].items()) == list(locks.waits["a"].items())
+    assert other.holders == locks.holders and list(other.claims) == list(locks.claims)
+    assert list(other.snapshot()) == list(locks.snapshot())
+
+
+def test_a_snapshot_is_of_the_moment_it_was_taken(group: ControlGroup) -> None:
+    session = group.open(1)
+    group.ask(session, Acquire("a"))
+    chunks = group.locks.snapshot()
+    group.ask(session, Acquire("b"))
+    group.ask(session, Acquire("a"))
+    other = LockTable()
+    other.attach(group.replica)
+    other.restore(chunks)
+    assert list(other.holders) == ["a"] and not other.waits
 
 
 def query(group: ControlGroup, what: Any) -> Any:

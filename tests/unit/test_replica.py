@@ -170,6 +170,7 @@ class TestCancel:
         assert list(group.replica.windows[session].answers) == [3], "the tombstone is gone"
         assert code(send(group, session, 1, Acquire("a"))) is Code.STALE_REQUEST
         assert send(group, session, 2, Cancel(1)) == Cancelled(), "repeated until confirmed"
+        assert list(group.replica.windows[session].answers) == [3], "no tombstone is needed"
         assert list(group.locks.holders) == ["b"]
 
     def test_of_a_released_grant_harms_no_other(self, group: ControlGroup) -> None:

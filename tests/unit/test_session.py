@@ -88,8 +88,10 @@ class TestTable:
         group.time_us = deadline_us
         group.one("session", ExpireSession(session, deadline_us))
         assert session in group.sessions.sessions, "it was renewed since the leader looked"
+        group.time_us += TTL_US
+        group.one("session", ExpireSession(session, deadline_us))
+        assert session in group.sessions.sessions, "nobody saw the new deadline pass yet"
         deadline_us = group.sessions.sessions[session].deadline_us
-        group.time_us = deadline_us
         group.one("session", ExpireSession(session, deadline_us))
         assert not group.sessions.sessions and not group.replica.windows
         result = group.one("session", KeepAlive(), client=7, session=session)
@@ -280,9 +282,11 @@ class TestPulse:
         port.request([Pulse(True)], client=7, session=session)
         port.commit()
         assert code(port.answered()[0]) is Code.PERMISSION_DENIED
-        port.request([Pulse(False, (("lock", 1),))], client=7, session=session)
+        grant = port.group.ask(session, Acquire("a")).grant
+        port.request([Pulse(False, (("lock", grant),))], client=7, session=session)
         port.confirm_reads()
-        assert not port.answered()[0].alive
+        (pulsed,) = port.answered()
+        assert not pulsed.alive and pulsed.news == ((GONE, 0),)
         assert port.group.sessions.sessions[session] == before
 
     def test_brings_news_of_waits(self, port: DirectPort) -> None:
