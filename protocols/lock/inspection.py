@@ -5,7 +5,6 @@ The law: it changes nothing, and an answer fits a frame however large the table 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
@@ -42,13 +41,14 @@ def list_locks(holders: Index, waits: Index, query: ListLocks, name_of: NameOf) 
     """The next page in order of name.
 
     The names are not kept in order, for the sake of those who only lock: a page looks at all of
-    them (measured: 2 ms for 10,000 locks) and keeps the first 1,000."""
+    them and sorts those that match. Measured on one core: 6 ms with 10,000 locks, 39 ms with
+    100,000, of which 30 ms are the sort; a narrow prefix spares that."""
     prefix, after = query.prefix, query.after
     names = [name for name in holders if name > after and name.startswith(prefix)]
     names += [
         name for name in waits if name not in holders and name > after and name.startswith(prefix)
     ]
-    page = heapq.nsmallest(LOCKS_MAX, names)
+    page = sorted(names)[:LOCKS_MAX]
     states: list[LockState] = []
     size = 0
     for name in page:
@@ -66,7 +66,8 @@ def graph(holders: Index, waits: Index) -> GraphEdges:
     edges: list[tuple[int, int, str]] = []
     for name, waiting in waits.items():
         holding = holders.get(name, {})
-        held_shared = all(claim.shared for claim in holding.values())
+        first = next(iter(holding.values()), None)
+        held_shared = first is None or first.shared  # an exclusive holder is alone
         last = last_exclusive = 0
         for number, wait in waiting.items():
             if not (wait.shared and held_shared):
