@@ -29,6 +29,7 @@ from coterie.protocols.raft.messages import Introduce, Introduced
 from coterie.protocols.raft.plugin import Raft
 from coterie.protocols.raft.settings import Settings
 from coterie.protocols.records import (
+    COMMANDS,
     CONFIGURATION,
     NOOP,
     Configuration,
@@ -166,6 +167,7 @@ class Port:
     def persist(self, records: Sequence[Record]) -> int:
         self.disk.records.append(list(records))
         self.writes += 1
+        self.note("writes " + ", ".join(map(describe_record, records)))
         self.pending.append(self.writes)
         return self.writes
 
@@ -173,23 +175,32 @@ class Port:
 
     def applied(self, plugin: str, group: int, token: Any, results: Sequence[Result]) -> None:
         assert token not in self.applied_results
+        self.note(f"answers {token}: {len(results)} applied")
         self.applied_results[token] = results
 
     def readable(self, plugin: str, group: int, token: Any) -> None:
+        self.note(f"answers read {token}")
         self.read_tokens.append(token)
 
     def failed(self, plugin: str, group: int, token: Any, failure: Failure) -> None:
         assert token not in self.failures and token not in self.applied_results
+        self.note(f"refuses {token}: {failure.code.name}")
         self.failures[token] = failure
 
     def led(self, group: int, leader: str | None, term: int) -> None:
+        self.note(f"leader of group {group} in term {term}: {leader or 'nobody'}")
         self.leaders.append((group, leader, term))
 
     def joined(self, cluster: int) -> None:
+        self.note("joined the cluster")
         self.disk.cluster = cluster
 
     def stop(self, failure: Failure) -> None:
+        self.note(f"stops: {failure.text}")
         self.stopped = failure
+
+    def note(self, event: str) -> None:
+        self.world.trace.append(f"  {self.node} {event}")
 
 
 @dataclass
@@ -197,6 +208,38 @@ class Letter:
     sender: str
     to: str
     message: Message
+
+    def __str__(self) -> str:
+        return f"{self.sender} -> {self.to} {describe(self.message)}"
+
+
+KINDS = {NOOP: "noop", COMMANDS: "commands", CONFIGURATION: "configuration"}
+
+
+def describe_entry(entry: Entry) -> str:
+    return f"{entry.index}/{entry.term} {KINDS[entry.kind]}"
+
+
+def describe_record(record: Record) -> str:
+    if isinstance(record, EntryRecord):
+        return describe_entry(record.entry)
+    return f"term {record.term} vote {record.vote or 'nobody'}"
+
+
+def describe(message: Message) -> str:
+    """A message in words; what is zero, empty or the same all over is left out."""
+    words = [type(message).__name__]
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        if name == "entries":
+            words += [f"[{describe_entry(entry)}]" for entry in value]
+        elif name == "member":
+            words.append(f"{value.node}#{value.incarnation}")
+        elif name in ("cluster", "founding"):
+            words += [name] * bool(value)
+        elif value and name not in ("time_us", "plugins"):
+            words.append(name if value is True else f"{name}={value}")
+    return " ".join(words)
 
 
 class World:
@@ -223,6 +266,7 @@ class World:
         self.notes: dict[tuple[str, int], Notes] = {}
         self.incarnations: dict[str, int] = {}
         self.plugins: dict[str, tuple[tuple[str, int], ...]] = {}
+        self.trace: list[str] = []
         self.autosync = True
         self.in_turn = ""
         self.cut: Callable[[Letter], bool] = lambda letter: False
@@ -373,7 +417,10 @@ class World:
             (taken if fits else kept).append(letter)
         self.wire = kept
         for letter in taken:
-            if not self.cut(letter):
+            if self.cut(letter):
+                self.trace.append(f"lost: {letter}")
+            else:
+                self.trace.append(str(letter))
                 self.hand(letter.sender, letter.to, letter.message)
         return len(taken)
 
@@ -389,9 +436,10 @@ class World:
         )
 
     def drop(self, **only: Any) -> int:
-        before = len(self.wire)
+        lost = [letter for letter in self.wire if self.matches(letter, **only)]
         self.wire = [letter for letter in self.wire if not self.matches(letter, **only)]
-        return before - len(self.wire)
+        self.trace += [f"lost: {letter}" for letter in lost]
+        return len(lost)
 
     def on_wire(self, **only: Any) -> list[Letter]:
         return [letter for letter in self.wire if self.matches(letter, **only)]

@@ -135,6 +135,7 @@ class Raft:
         if control.log.last_index and not self.founding.payload:
             self._keep_payload(control)
         self.founding.joined(cluster)
+        self.founding.deadline = FOREVER
         for group in self.groups.values():
             group.rearm()
         self._introduce_until_recorded()
