@@ -72,6 +72,12 @@ class Core(Sessions):
             session.lost = True
             self._end(session, now)
 
+    def speak(self, codec: Codec, plugins: Iterable[str]) -> None:
+        """Use another codec from now on, one that knows more plugins."""
+        self._codec = self._outbox.codec = codec
+        for plugin in plugins:
+            self._unsent.setdefault(plugin, [])
+
     @property
     def closed(self) -> bool:
         """True once a closing client has nothing left to say."""

@@ -230,7 +230,9 @@ class Calls:
             if call.waits or call.completed or call.submitted_at > limit:
                 continue
             text = self.nodes.silence(now - max(call.submitted_at, self._heard_at), limit)
-            if type(call.operation) is Acquire or call.state == UNSENT:
+            if type(call.operation) is Release:  # goes on: its caller could not repeat it
+                self._complete(call, Indeterminate(f"the release is still under way: {text}"))
+            elif type(call.operation) is Acquire or call.state == UNSENT:
                 self._complete(call, Unavailable(text))
                 self.cancel(call, now)
             elif isinstance(call.operation, Query) or call.copies <= 0:

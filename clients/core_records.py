@@ -6,6 +6,7 @@ more can come of it: so the lowest sequence of that table is what the cluster ma
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -64,7 +65,7 @@ class Session(msgspec.Struct, eq=False):
     open: dict[int, Call] = {}
     waits: dict[int, Call] = {}
     early: dict[int, int] = {}
-    watched: dict[int, Any] = {}
+    watched: dict[tuple[int, int], Callable[[], object]] = {}
 
     def is_lost(self, now: float) -> bool:
         """True once `lost_at` has passed, and for ever after."""

@@ -127,6 +127,15 @@ def error_of(failure: Failure) -> CoterieError:
     return CLASSES[failure.code](text)
 
 
+def result_of(result: object) -> object:
+    """A completed call's result, or raise what it stands for."""
+    if isinstance(result, Failure):
+        raise error_of(result)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
 def is_definite(error: BaseException) -> bool:
     """True if what raised `error` surely was not done (the history checker reads this)."""
     codes = [code for code, cls in CLASSES.items() if type(error) is cls]

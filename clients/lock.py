@@ -1,0 +1,364 @@
+"""Locks and the grants they give.
+
+The law: a grant is never handed out after it was lost, and whatever ends a wait leaves nothing
+held and nobody waiting. `lost`, `token` and `ensure_held` read the clock themselves: they know of
+a loss before any message could tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ..protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
+from ..protocols.lock.plugin import name_is_good
+from .clock import now
+from .core import Call
+from .core_records import Session
+from .errors import BadName, CoterieError, LockLost, SessionExpired, Timeout, result_of
+from .shell import Shell
+
+if TYPE_CHECKING:
+    from .sync import Runner
+
+LOCK_DELAY_MAX_S = 3_600.0
+_watchers = itertools.count(1)
+
+
+class Grant(msgspec.Struct, frozen=True, eq=False):
+    """A lock while it is held. Immutable, and true; it knows itself whether it was lost."""
+
+    name: str
+    mode: Literal["exclusive", "shared"]
+    token: int
+    """Fences the resource: rises strictly from each exclusive holder to the next."""
+    _number: int
+    _session: Session
+    _call_back: Callable[[list[Callable[[], object]]], None]
+
+    def __repr__(self) -> str:
+        return f"Grant(name={self.name!r}, mode={self.mode!r}, token={self.token})"
+
+    @property
+    def lost(self) -> bool:
+        """True once the session of this grant was not kept alive in time; final."""
+        return self._session.is_lost(now())
+
+    def ensure_held(self) -> None:
+        """Raise `LockLost` if the lock is lost."""
+        if self._session.is_lost(now()):
+            raise lost_error(self.name)
+
+    def on_lost(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` when the lock is lost; at once if it is already. Not on release."""
+        watched, key = self._session.watched, (self._number, next(_watchers))
+        watched[key] = callback
+        if self._session.lost and watched.pop(key, None) is not None:
+            self._call_back([callback])
+
+
+def lost_error(name: str) -> LockLost:
+    return LockLost(
+        f"the lock {name!r} is lost: its session was not kept alive in time; "
+        "what it guards may have another holder, so stop using it"
+    )
+
+
+def check_timeout(blocking: bool, timeout: float) -> None:
+    """What `threading.Lock.acquire` refuses. Raises ValueError or OverflowError."""
+    if not blocking and timeout != -1:
+        raise ValueError("can't specify a timeout for a non-blocking call")
+    if timeout > threading.TIMEOUT_MAX:
+        raise OverflowError("timeout value is too large")
+    if timeout != -1 and not timeout >= 0:
+        raise ValueError("timeout value must be a non-negative number")
+
+
+class LockBase:
+    """What both kinds of lock share: the questions they ask, and the grants in hand."""
+
+    def __init__(
+        self, shell: Shell, name: str, shared: bool, timeout: float | None, lock_delay: float
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"a lock's name is a string, not {name!r}")
+        if not name_is_good(name):
+            raise BadName(
+                f"{name!r} is no name: use 1 to 255 bytes of UTF-8 without control characters, "
+                "not . or .."
+            )
+        if timeout is not None:
+            check_timeout(True, timeout)
+        if not 0 <= lock_delay <= LOCK_DELAY_MAX_S:
+            raise ValueError(f"lock_delay must be from 0 seconds to 1 hour, not {lock_delay!r}")
+        self.name = name
+        self.mode: Literal["exclusive", "shared"] = "shared" if shared else "exclusive"
+        self._shell = shell
+        self._timeout = -1 if timeout is None else timeout
+        delay_us = round(lock_delay * 1e6)
+        self._waiting = Acquire(name, shared, True, 0, delay_us)
+        self._trying = Acquire(name, shared, False, 0, delay_us)
+        self._held: dict[object, list[Grant]] = {}
+
+    @property
+    def token(self) -> int:
+        """The fencing token of the present grant. Raises RuntimeError if there is none."""
+        return self._present().token
+
+    @property
+    def lost(self) -> bool:
+        """Whether the present grant is lost. Raises RuntimeError if there is none."""
+        return self._present().lost
+
+    def ensure_held(self) -> None:
+        """Raise `LockLost` if the present grant is lost, RuntimeError if there is none."""
+        self._present().ensure_held()
+
+    def on_lost(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` when the present grant is lost; see `Grant.on_lost`."""
+        self._present().on_lost(callback)
+
+    def _call(self, future: Any, blocking: bool, timeout: float) -> Call:
+        if not blocking or timeout == 0:
+            return Call("lock", self._trying, future)
+        if timeout == -1:
+            return Call("lock", self._waiting, future, True)
+        return Call("lock", self._waiting, future, True, now() + timeout)
+
+    def _keep(self, owner: object, call: Call, granted: Granted) -> Grant | None:
+        """The grant in the caller's hands; None if its session was lost on the way."""
+        session = call.session
+        assert session is not None
+        if session.is_lost(now()):
+            return None
+        grant = Grant(
+            self.name, self.mode, granted.token, granted.grant, session, self._shell.call_back
+        )
+        self._held.setdefault(owner, []).append(grant)
+        return grant
+
+    def _owner(self) -> object:
+        raise NotImplementedError
+
+    def _present(self) -> Grant:
+        """The latest grant of this thread or task, else the latest of any."""
+        grants = self._held.get(self._owner())
+        if grants:
+            return grants[-1]
+        for grants in reversed(list(self._held.values())):
+            if grants:
+                return grants[-1]
+        raise RuntimeError("release unlocked lock")
+
+    def _take(self) -> Grant:
+        """The present grant, out of the lock's hands."""
+        owner = self._owner()
+        if owner not in self._held:
+            owner = next(reversed(list(self._held)), None)
+        try:
+            grants = self._held[owner]
+            grant = grants.pop()
+        except (KeyError, IndexError):  # another thread was quicker
+            raise RuntimeError("release unlocked lock") from None
+        if not grants:
+            self._held.pop(owner, None)
+        if grant._session.is_lost(now()):
+            raise lost_error(self.name)
+        return grant
+
+    def _put_back(self, grant: Grant) -> None:
+        self._held.setdefault(self._owner(), []).append(grant)
+
+    def _releasing(self, grant: Grant, future: Any) -> Call:
+        call = Call("lock", Release(grant.name, grant._number), future)
+        call.session = grant._session
+        watched = grant._session.watched
+        if watched:
+            for key in [key for key in watched if key[0] == grant._number]:
+                watched.pop(key, None)
+        return call
+
+    @staticmethod
+    def _refused(result: object) -> bool:
+        """False for a lock that was not had in time; raises for anything else."""
+        try:
+            result_of(result)
+        except Timeout:
+            return False
+        raise CoterieError(f"the cluster answered {result!r} to an acquire")
+
+
+class AsyncLock(LockBase):
+    """A lock of the whole cluster for asyncio, made by `AsyncClient.lock`.
+
+    As `threading.Lock`, but what talks to the cluster is awaited.
+    """
+
+    async def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock; False if it was not had in `timeout` seconds, or at once if not
+        `blocking`. Raises `Unavailable` (not blocking) or `Busy`."""
+        if timeout != -1 or not blocking:
+            check_timeout(blocking, timeout)
+        shell = self._shell
+        while True:
+            call = self._call(shell.future(), blocking, timeout)
+            shell.submit(call)
+            try:
+                result = await call.future
+            except BaseException:
+                shell.cancel(call)
+                raise
+            if type(result) is not Granted:
+                return self._refused(result)
+            if self._keep(asyncio.current_task(), call, result) is not None:
+                return True
+
+    async def release(self) -> None:
+        """Give the lock back. Raises RuntimeError if it is not held, `LockLost` if it is lost.
+
+        Cancelled, or with the cluster silent (`Indeterminate`), the release goes on by itself.
+        """
+        grant = self._take()
+        try:
+            call = self._releasing(grant, self._shell.future())
+            self._shell.submit(call)
+        except BaseException:
+            self._put_back(grant)
+            raise
+        result = await call.future
+        if type(result) is not Released:
+            raise released_error(self.name, result)
+
+    async def locked(self) -> bool:
+        """True if anyone, anywhere, holds the lock."""
+        call = Call("lock", Inspect(self.name), self._shell.future())
+        self._shell.submit(call)
+        return is_held(await call.future)
+
+    async def __aenter__(self) -> Grant:
+        if not await self.acquire(True, self._timeout):
+            raise timeout_error(self.name, self._timeout)
+        return self._present()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.release()
+        except CoterieError as failure:
+            if error is None:
+                raise
+            error.add_note(f"{type(failure).__name__}: {failure}")
+
+    def _owner(self) -> object:
+        return asyncio.current_task()
+
+
+class Lock(LockBase):
+    """A lock of the whole cluster, made by `Client.lock`; honours `threading.Lock`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        shell: Shell,
+        name: str,
+        shared: bool,
+        timeout: float | None,
+        lock_delay: float,
+    ) -> None:
+        super().__init__(shell, name, shared, timeout, lock_delay)
+        self._runner = runner
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock; False if it was not had in `timeout` seconds, or at once if not
+        `blocking`. Raises `Unavailable` (not blocking) or `Busy`."""
+        if timeout != -1 or not blocking:
+            check_timeout(blocking, timeout)
+        runner = self._runner
+        while True:
+            call = self._call(runner.waiter(), blocking, timeout)
+            try:
+                runner.submit(call)
+                result = call.future.wait()
+                if type(result) is not Granted:
+                    return self._refused(result)
+                if self._keep(threading.get_ident(), call, result) is not None:
+                    return True
+            except BaseException:
+                runner.cancel(call)
+                raise
+
+    def release(self) -> None:
+        """Give the lock back. Raises RuntimeError if it is not held, `LockLost` if it is lost.
+
+        Interrupted, or with the cluster silent (`Indeterminate`), the release goes on by itself.
+        """
+        grant = self._take()
+        try:
+            call = self._releasing(grant, self._runner.waiter())
+            self._runner.submit(call)
+        except BaseException:
+            self._put_back(grant)
+            raise
+        result = call.future.wait()
+        if type(result) is not Released:
+            raise released_error(self.name, result)
+
+    def locked(self) -> bool:
+        """True if anyone, anywhere, holds the lock."""
+        call = Call("lock", Inspect(self.name), self._runner.waiter())
+        self._runner.submit(call)
+        return is_held(call.future.wait())
+
+    def __enter__(self) -> Grant:
+        if not self.acquire(True, self._timeout):
+            raise timeout_error(self.name, self._timeout)
+        return self._present()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.release()
+        except CoterieError as failure:
+            if error is None:
+                raise
+            error.add_note(f"{type(failure).__name__}: {failure}")
+
+    def _owner(self) -> object:
+        return threading.get_ident()
+
+
+def is_held(result: object) -> bool:
+    states = result_of(result)
+    assert isinstance(states, LockStates)
+    return bool(states.locks and states.locks[0].holders)
+
+
+def timeout_error(name: str, timeout: float) -> Timeout:
+    return Timeout(
+        f"the lock {name!r} was not had in {timeout:g} s; 'coterie locks ls' tells who holds it"
+    )
+
+
+def released_error(name: str, result: object) -> CoterieError:
+    """Why a release was not confirmed."""
+    try:
+        result_of(result)
+    except CoterieError as error:
+        if isinstance(error, (SessionExpired, LockLost)):
+            return lost_error(name)
+        return error
+    return CoterieError(f"the cluster answered {result!r} to a release")
