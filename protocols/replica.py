@@ -212,6 +212,7 @@ class Replica:
                 result = answers.get(sequence)
                 if result is None:
                     if len(answers) >= WINDOW_MAX:
+                        # Not remembered, for want of room: a client keeps below the limit itself.
                         result = Failure(Code.BUSY, "too many unfinished operations; wait for some")
                     else:
                         moment.number += 1

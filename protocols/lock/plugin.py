@@ -74,6 +74,9 @@ class LockPlugin(Replicated):
 
     def on_request(self, request: Request) -> None:
         operations = request.operations
+        if not operations:
+            self.port.reply(request, [])
+            return
         if request.group != CONTROL:
             self._refuse(request, Failure(Code.MALFORMED, "locks live in group 0"))
             return

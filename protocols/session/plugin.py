@@ -75,12 +75,13 @@ class SessionPlugin(Replicated):
 
     def on_request(self, request: Request) -> None:
         operations = request.operations
-        first = operations[0] if operations else None
-        if request.group != CONTROL:
+        if not operations:
+            self.port.reply(request, [])
+        elif request.group != CONTROL:
             self._refuse(request, Failure(Code.MALFORMED, "sessions live in group 0"))
-        elif type(first) is Locate and all(type(one) is Locate for one in operations):
+        elif all(type(one) is Locate for one in operations):
             self.port.reply(request, [self._located()] * len(operations))
-        elif type(first) is Describe and len(operations) == 1:
+        elif type(operations[0]) is Describe and len(operations) == 1:
             self.port.reply(request, [Described(msgspec.json.encode(self.port.describe()))])
         elif any(type(one) is Pulse for one in operations):
             self._on_pulse(request)

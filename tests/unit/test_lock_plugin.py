@@ -85,6 +85,11 @@ def test_bad_operations_are_refused_and_the_others_go_on(port: DirectPort) -> No
     assert list(port.group.locks.holders) == ["a", "c"]
 
 
+def test_an_empty_frame_is_answered_empty(port: DirectPort) -> None:
+    port.request([])
+    assert port.answered() == [] and not port.proposals
+
+
 def test_a_frame_of_bad_operations_is_never_proposed(port: DirectPort) -> None:
     port.request([Acquire(""), Acquire("..")], session=port.group.open(7))
     assert [code(result) for result in port.answered()] == [Code.BAD_NAME] * 2

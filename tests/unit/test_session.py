@@ -17,6 +17,8 @@ from coterie.protocols.session.messages import (
     GONE,
     GRANTED,
     WAITING,
+    Describe,
+    Described,
     EmptySession,
     EndSession,
     ExpireSession,
@@ -202,6 +204,19 @@ class TestRequests:
         assert isinstance(first, Located) and first == second
         assert (first.cluster, first.node, first.leader, first.term) == (42, "node1", "node2", 7)
         assert first.settled and not port.reads
+
+    def test_an_empty_frame_is_answered_empty(self, port: DirectPort) -> None:
+        port.request([])
+        assert port.answered() == [] and not port.proposals
+
+    def test_describe_is_answered_at_once_by_any_node(self, port: DirectPort) -> None:
+        port.leading = False
+        port.request([Describe()])
+        assert port.answered() == [Described(b"{}")]
+        port.request([Locate(), Describe()])
+        port.confirm_reads()
+        located, refused = port.answered()
+        assert isinstance(located, Located) and code(refused) is Code.MALFORMED
 
     def test_open_and_end(self, port: DirectPort) -> None:
         port.request([OpenSession(1, TTL_US, "x")])
