@@ -45,17 +45,19 @@ EVENTS_MAX = 2_000_000
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What is asked of a world; `groups` 0 lets the seed choose."""
+    """What is asked of a world. `groups` 0 and `faults` "" let the seed choose; else `faults` are
+    kinds with commas between them, and come thick and fast."""
 
     seconds: float = 10.0
     nodes: int = 3
     groups: int = 0
+    faults: str = ""
 
     def arguments(self) -> str:
         """As arguments of `coterie simulate`; only what differs from the defaults."""
         default = Options()
         return "".join(
-            f" --{field} {value:g}"
+            f" --{field} {value}"
             for field in self.__struct_fields__
             if (value := getattr(self, field)) != getattr(default, field)
         )
@@ -76,6 +78,8 @@ def draw_settings(source: random.Random, groups: int) -> Settings:
     return Settings(
         groups=groups,
         founding_s=0.2,
+        election_timeout_min_s=source.choice((0.1, 0.15)),
+        election_timeout_max_s=source.choice((0.3, 0.6)),
         tick_s=0.5,
         entry_bytes=source.choice((100, 1_000)),
         append_bytes=source.choice((1, 300, 3_000)),
@@ -150,6 +154,7 @@ class World:
             self.at,
             self._deliver,
             self.options.seconds + LIVENESS_S / 2,
+            names,
         )
         self.nodes = {name: SimulatedNode(self, name) for name in names}
         self.faults = Faults(self)

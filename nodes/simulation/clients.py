@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from ..simulator import World
 
 NAMES = ("a", "b", "c")
+PROGRAMS = ((1, 0), (1, 1), (2, 1), (0, 2))
+"""How many programs of a client take locks, and how many count."""
+
 INBOX_FRAMES = 1_000
 GRACE_S = 60.0
+LONG_S = 3.0
+"""Some locks are held about as long as a session lives without contact."""
 
 
 class SimulatedClient:
@@ -41,7 +46,8 @@ class SimulatedClient:
         self.paused_until_s = 0.0
         self.running = 0
         self.completed = 0
-        self.pace_s = source.choice((0.05, 0.2, 0.5))
+        self.pace_s = source.choice((0.02, 0.1, 0.3))
+        self.reads = source.choice((0.2, 0.5, 0.8))
         self._offset_s = source.uniform(1.0, 100_000.0)
         self._rate = 1.0 + source.uniform(-0.01, 0.01)
         self._inbox: deque[tuple[str, bytes]] = deque(maxlen=INBOX_FRAMES)
@@ -61,7 +67,8 @@ class SimulatedClient:
 
     def start(self) -> None:
         self.core.locate(self.clock())
-        for program in (self._lock, self._lock, self._count)[: self.random.randint(1, 3)]:
+        locks, counts = self.random.choice(PROGRAMS)
+        for program in [self._lock] * locks + [self._count] * counts:
             self.running += 1
             self._later(program)
         self._turn()
@@ -118,7 +125,9 @@ class SimulatedClient:
 
     def _later(self, step: Any, *arguments: Any) -> None:
         """Go on with a program after a while of its own work."""
+        self._after(self.random.expovariate(1 / self.pace_s), step, *arguments)
 
+    def _after(self, seconds: float, step: Any, *arguments: Any) -> None:
         def go_on() -> None:
             if self.crashed:
                 return
@@ -128,7 +137,7 @@ class SimulatedClient:
             step(*arguments)
             self._turn()
 
-        self.world.at(self.world.now + self.random.expovariate(1 / self.pace_s), go_on)
+        self.world.at(self.world.now + seconds, go_on)
 
     def _submit(self, plugin: str, operation: Any, future: Any, **settings: Any) -> Call:
         call = Call(plugin, operation, future=future, **settings)
@@ -164,7 +173,10 @@ class SimulatedClient:
         assert isinstance(operation, Acquire)
         belief = Belief(self, operation.name, operation.shared, result.token, session)
         self.judge.granted(belief)
-        self._later(self._release, call, belief)
+        if self.random.random() < 0.15:
+            self._after(self.random.random() * LONG_S, self._release, call, belief)
+        else:
+            self._later(self._release, call, belief)
 
     def _release(self, call: Call, belief: Belief) -> None:
         belief.ended = True
@@ -179,7 +191,7 @@ class SimulatedClient:
             self.running -= 1
             return
         floor = self.judge.high
-        if self.random.random() < 0.4:
+        if self.random.random() < self.reads:
             self._submit("counter", Get(), lambda call: self._got(call, floor))
         else:
             amount = self.random.randint(1, 3)

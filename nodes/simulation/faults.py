@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..simulator import World
     from .node import SimulatedNode
 
+KINDS = (
+    "crash", "crash_in_turn", "pause", "isolate", "cut", "cut_one_way", "slow_disk", "power_cut",
+    "replace_disk", "crash_client",
+)  # fmt: skip
 PAUSE_MIN_S, PAUSE_MAX_S = 0.001, 10.0
 
 
@@ -26,22 +30,29 @@ class Faults:
         self.counts: dict[str, int] = {}
         self.mean_s = self.random.choice((0.25, 0.5, 1.0, 2.0))
         self._healed = False
-        self._kinds: list[tuple[Callable[[SimulatedNode], None], float]] = [
-            (self.crash, 3.0),
-            (self.crash_in_turn, 1.5),
-            (self.pause, 2.0),
-            (self.isolate, 1.5),
-            (self.cut, 1.5),
-            (self.cut_one_way, 1.5),
-            (self.slow_disk, 1.0),
-            (self.power_cut, 0.3),
-            (self.replace_disk, 0.4),
-            (self.crash_client, 0.7),
-        ]
+        self._kinds: dict[str, tuple[Callable[[SimulatedNode], None], float]] = {
+            "crash": (self.crash, 3.0),
+            "crash_in_turn": (self.crash_in_turn, 1.5),
+            "pause": (self.pause, 2.0),
+            "isolate": (self.isolate, 1.5),
+            "cut": (self.cut, 1.5),
+            "cut_one_way": (self.cut_one_way, 1.5),
+            "slow_disk": (self.slow_disk, 1.0),
+            "power_cut": (self.power_cut, 0.3),
+            "replace_disk": (self.replace_disk, 0.4),
+            "crash_client": (self.crash_client, 0.7),
+        }
         # Not every world has every fault: what is rare beside crashes is not rare alone.
-        self._weights = [weight if self.random.random() < 0.7 else 0.0 for _, weight in self._kinds]
-        if not any(self._weights):
-            self._weights[0] = 1.0
+        self._weights = {
+            kind: weight if self.random.random() < 0.7 else 0.0
+            for kind, (_, weight) in self._kinds.items()
+        }
+        asked = world.options.faults
+        if asked:
+            self.mean_s = 0.25
+            self._weights = {kind: 1.0 * (kind in asked.split(",")) for kind in self._kinds}
+        if not any(self._weights.values()):
+            self._weights["crash"] = 1.0
 
     def start(self) -> None:
         self._next()
@@ -64,8 +75,8 @@ class Faults:
         if self._healed:
             return
         self._next()
-        fault = self.random.choices(self._kinds, self._weights)[0][0]
-        fault(self._victim())
+        kind = self.random.choices(list(self._weights), list(self._weights.values()))[0]
+        self._kinds[kind][0](self._victim())
 
     def _victim(self) -> SimulatedNode:
         """A leader, every other time, if there is one."""

@@ -1,13 +1,15 @@
 """The simulated network: frames that are lost, doubled, late, or overtaken.
 
 The law: it does to frames what sockets, switches and queues may do, and nothing they cannot: a
-frame is never altered, and never reaches any other than whom it was sent to.
+frame is never altered, and never reaches any other than whom it was sent to. Between nodes a frame
+may come twice at once; a client's comes twice only long after, because the client core takes each
+refusal for that of another copy it sent, and a connection does deliver once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -50,6 +52,7 @@ class Network:
         at: Callable[..., None],
         deliver: Callable[[str, str, Any], None],
         end_s: float,
+        nodes: Sequence[str],
     ) -> None:
         self.weather = weather
         self.sent = self.lost = 0
@@ -57,6 +60,7 @@ class Network:
         self._at = at
         self._deliver = deliver
         self._end_s = end_s
+        self._nodes = dict.fromkeys(nodes)
         self._cut_until: dict[tuple[str, str], float] = {}
         self._last_s: dict[tuple[str, str], float] = {}
 
@@ -83,7 +87,8 @@ class Network:
         if weather.lose and draw() < weather.lose:
             self.lost += 1
             return
-        if weather.double and draw() < weather.double:
+        between_nodes = sender in self._nodes and to in self._nodes
+        if between_nodes and weather.double and draw() < weather.double:
             self._at(now + weather.latency_s + draw() * 0.1, self._deliver, sender, to, frame)
         at = now + weather.latency_s + draw() * weather.jitter_s
         if weather.reorder and draw() < weather.reorder:
