@@ -58,7 +58,8 @@ class Launch:
         self._owner, self._owner_held = os.pipe()
         self._alive, self._alive_held = os.pipe()
         arguments = [sys.executable, "-I", "-S", watcher.__file__]
-        arguments += [str(self._owner), str(self._alive), *([str(directory)] if remove else [])]
+        arguments += [str(self._owner), str(self._alive), str(TERM_WAIT_S)]
+        arguments += [str(directory)] if remove else []
         self._watcher = subprocess.Popen(
             arguments,
             cwd="/",

@@ -1,6 +1,6 @@
 """The watcher of a local cluster: ends its nodes and removes its directory after its owner.
 
-Run as a file of its own, `python -I -S watcher.py OWNER ALIVE [DIRECTORY]`, so that it imports
+Run as a file, `python -I -S watcher.py OWNER ALIVE PATIENCE [DIRECTORY]`, so that it imports
 next to nothing. It leads the process group in which the nodes are.
 
 The law: whatever happens to the owner, SIGKILL included, no node and no temporary file outlives it
@@ -17,20 +17,20 @@ import shutil
 import signal
 import sys
 
-PATIENCE_S = 5.0
-"""How long nodes may take to end by themselves; they too see the end of the owner's pipe."""
 
+def watch(owner: int, alive: int, patience_s: float, directory: str | None) -> None:
+    """Wait for the owner to go; then see the nodes out and remove `directory`.
 
-def watch(owner: int, alive: int, directory: str | None) -> None:
-    """Wait for the owner to go; then see the nodes out and remove `directory`."""
+    The nodes too see the end of the owner's pipe; `patience_s` is how long they may take to end.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they end the owner, and that ends us
     while os.read(owner, 64):
         pass
     os.killpg(0, signal.SIGCONT)  # a paused node could not see the pipe
-    if not ended(alive, PATIENCE_S):
+    if not ended(alive, patience_s):
         kill_group()
-        ended(alive, PATIENCE_S)
+        ended(alive, patience_s)
     if directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -51,4 +51,5 @@ def ended(pipe: int, timeout_s: float) -> bool:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
+    _, owner_pipe, alive_pipe, patience, *rest = sys.argv
+    watch(int(owner_pipe), int(alive_pipe), float(patience), rest[0] if rest else None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from processes import processes_of, script, until
 
 import coterie
-from coterie.nodes import local
+from coterie.nodes import local, watcher
 from coterie.nodes.ask import NodeAsker, located
 from coterie.nodes.local import ClusterClosed, NodeNotRunning
 from coterie.protocols.session.messages import Locate, Located
@@ -61,7 +63,9 @@ def test_another_leads_when_the_leader_is_killed(whole: coterie.LocalCluster) ->
         os.kill(pid, 0)
     with pytest.raises(NodeNotRunning, match=rf"node{first + 1} .*SIGKILL.*restart"):
         whole.pid(first)
-    assert whole.leader() != first
+    second = whole.leader()
+    assert second != first
+    assert f"node{second + 1}" in {answer.leader for answer in locate(whole)}
     whole.restart(first)
     assert whole.pid(first) != pid
     until(lambda: agree(whole), "the node is back")
@@ -127,10 +131,11 @@ def test_nothing_is_left_after_close() -> None:
 
 
 OWNER = """
-import coterie, sys
+import coterie, os, sys
 cluster = coterie.LocalCluster(3)
 cluster.start()
 cluster.pause(0)
+os.fork()  # a child that lives on must not keep the nodes
 print(cluster.data_dir, flush=True)
 sys.stdin.read()
 """
@@ -141,9 +146,48 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
         assert owner.stdout is not None
         directory = Path(owner.stdout.readline().strip())
         assert len(processes_of(directory)) == 4  # three nodes, one of them paused; the watcher
+        assert owner.stdout.readline().strip() == str(directory)  # both print it
         owner.send_signal(signal.SIGKILL)
         until(lambda: not processes_of(directory), "all processes have ended")
         until(lambda: not directory.exists(), "the directory is removed")
+
+
+STUCK = """
+import signal
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+    signal.signal(number, signal.SIG_IGN)
+print("stuck", flush=True)
+signal.pause()
+"""
+
+
+def test_a_node_that_hangs_is_killed(tmp_path: Path) -> None:
+    (owner, owner_held), (alive, alive_held) = os.pipe(), os.pipe()
+    directory = tmp_path / "data"
+    directory.mkdir()
+    arguments = [sys.executable, "-I", "-S", watcher.__file__]
+    keeper = subprocess.Popen(
+        [*arguments, str(owner), str(alive), "0.1", str(directory)],
+        pass_fds=(owner, alive),
+        process_group=0,
+    )
+    stuck = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        stdout=subprocess.PIPE,
+        pass_fds=(alive_held,),
+        process_group=keeper.pid,
+    )
+    try:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == b"stuck\n"
+        for descriptor in (owner, owner_held, alive, alive_held):
+            os.close(descriptor)
+        assert stuck.wait(30) == -signal.SIGKILL
+        until(lambda: not directory.exists(), "the directory is removed")
+    finally:
+        for process in (stuck, keeper):
+            process.kill()
+            process.communicate()
 
 
 FORKING = """
