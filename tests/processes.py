@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from coterie.nodes.launch import environment
 from coterie.nodes.ports import is_free
 
 DEADLINE_S = 30.0
-_NEVER = threading.Event()
 
 
 def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -23,7 +21,7 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {deadline_s:g} s: {what}"
-        _NEVER.wait(0.01)
+        time.sleep(0.01)
 
 
 def processes_of(directory: Path | str) -> list[str]:
