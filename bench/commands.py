@@ -14,6 +14,7 @@ from typing import NamedTuple
 import click
 import msgspec
 
+from ..clients.errors import Unavailable
 from ..nodes.local import LocalCluster
 from ..nodes.status import collect
 from .bare import run_bare
@@ -117,8 +118,15 @@ def served(endpoints: str | None, durability: str) -> Iterator[list[str]]:
     if endpoints:
         yield [endpoint.strip() for endpoint in endpoints.split(",")]
         return
-    with LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability}) as cluster:
+    cluster = LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability})
+    try:
+        cluster.start()
+    except Unavailable as error:
+        raise NoQuorum(str(error)) from error
+    try:
         yield list(cluster.endpoints)
+    finally:
+        cluster.close()
 
 
 class Sight(NamedTuple):
