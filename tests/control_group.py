@@ -17,7 +17,6 @@ from coterie.protocols.plugin import (
     Moment,
     Operation,
     Plugin,
-    Query,
     Request,
     Result,
     StateMachine,
@@ -167,7 +166,7 @@ class DirectPort:
 
     def request(
         self,
-        operations: Sequence[Operation | Query],
+        operations: Sequence[Any],
         *,
         client: int = 7,
         session: int = 0,

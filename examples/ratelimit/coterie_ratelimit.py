@@ -7,13 +7,13 @@ the span, whoever leads. The clock of no machine decides, so every replica decid
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from coterie.protocols.errors import Code
-from coterie.protocols.plugin import Failure, Moment, Operation, Replicated, Result
+from coterie.protocols.plugin import Failure, Message, Moment, Operation, Replicated, Result
 
 BUCKETS_MAX = 100_000
 FILL_S_MAX = 86_400
@@ -93,12 +93,11 @@ class Buckets:
 
 
 class RateLimit(Replicated):
-    """The plugin: everything but the machine is `Replicated`'s."""
+    """The plugin, in group 0 beside the locks: all but the machine is `Replicated`'s."""
 
     name = "ratelimit"
     version = 1
-    messages = (Take, Taken)
-    placement = "control"
+    messages: Sequence[type[Message]] = (Take, Taken)
 
     def machine(self, group: int) -> Buckets:
         return Buckets()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -44,7 +45,7 @@ class Misplaced(Operation, frozen=True, tag=5):
 
 class Example(Replicated):
     name = "example"
-    messages = (Ping, Poke)
+    messages: Sequence[type[Message]] = (Ping, Poke)
 
     def machine(self, group: int) -> None:
         return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -22,6 +22,7 @@ from coterie.protocols.plugin import (
     Cancelled,
     Command,
     Failure,
+    Message,
     Moment,
     Operation,
     Replicated,
@@ -288,8 +289,8 @@ class CounterMachine:
 
 class Counters(Replicated):
     name = "counters"
-    messages = (Add, Sum)
-    placement = "partitioned"
+    messages: Sequence[type[Message]] = (Add, Sum)
+    placement: Literal["control", "partitioned"] = "partitioned"
 
     def machine(self, group: int) -> CounterMachine | None:
         return CounterMachine() if group else None
