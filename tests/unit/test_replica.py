@@ -16,7 +16,14 @@ from control_group import ControlGroup
 from coterie.protocols import replica as replica_module
 from coterie.protocols.errors import Code
 from coterie.protocols.lock import table as table_module
-from coterie.protocols.lock.messages import Acquire, Granted, Queued, Release, Released
+from coterie.protocols.lock.messages import (
+    Acquire,
+    Granted,
+    GrantedLater,
+    Queued,
+    Release,
+    Released,
+)
 from coterie.protocols.plugin import (
     Cancel,
     Cancelled,
@@ -201,6 +208,7 @@ class TestCancel:
         wait = send(group, two, 1, Acquire("a"), client=8).wait
         send(group, one, 2, Cancel(1))
         ((client, hint),) = group.replica.take_hints()
+        assert isinstance(hint, GrantedLater)
         assert client == 8 and hint.wait == wait and hint.token > max(first.token, wait)
 
 
