@@ -389,6 +389,20 @@ class World:
             if flush:
                 self.flush(name)
 
+    def misdeliver_nothing(self) -> None:
+        """Drop what is sent to another incarnation than the one there, as the engine does."""
+
+        def meant_for_another(letter: Letter) -> bool:
+            if isinstance(letter.message, Introduce | Introduced):
+                return False
+            member = self.group(letter.sender).members.get(letter.to)
+            return member is not None and member.incarnation not in (
+                0,
+                self.incarnations[letter.to],
+            )
+
+        self.cut = meant_for_another
+
     def heed_incarnations(self) -> None:
         """Drop what the engine drops: frames of an incarnation that is not the recorded one."""
 

@@ -108,7 +108,7 @@ class Founding:
             )
             self.decided = True
             self.join(message.cluster, payload if ours else b"")
-        elif message.asker == self.identity.incarnation:
+        elif message.asker == self.identity.incarnation and self._configured(message.member):
             self.empty[message.member.node] = message.member
             self.found()
 
@@ -119,7 +119,7 @@ class Founding:
             return
         port, settings = self.turn.port, self.turn.settings
         names = [member.node for member in configured]
-        heard = {us.node: us, **{n: m for n, m in self.empty.items() if n in names}}
+        heard = {us.node: us, **self.empty}
         waited = port.now() >= self.began_at + settings.founding_s
         if 2 * len(heard) <= len(names) or not (waited or len(heard) == len(names)):
             return
@@ -127,6 +127,9 @@ class Founding:
         cluster = port.random.getrandbits(64) or 1
         self.decided = True
         self.join(cluster, encode(Configuration(cluster, members, self.plugins)))
+
+    def _configured(self, member: Member) -> bool:
+        return member.node in self.turn.configured and member.node != self.identity.node
 
     @staticmethod
     def _recorded(configured: Member, heard: Member | None) -> Member:

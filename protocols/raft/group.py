@@ -148,7 +148,7 @@ class Group:
     def reconfigured(self) -> None:
         """Another configuration is the latest: who became a voter needs an election timer."""
         self.adopt_configuration()
-        self.turn.reconfigured = True
+        self.turn.unsettled = True
         if self.role is not Role.LEADER and (self.deadline == FOREVER) is self.voting:
             self.rearm()
 
@@ -196,7 +196,8 @@ class Group:
     def become_follower(self, term: int, leader: NodeId | None) -> None:
         """Follow `leader` (None: nobody yet) in `term`. A lost leadership is told to proposers."""
         was_leader = self.role is Role.LEADER
-        if term > self.term:
+        risen = term > self.term
+        if risen:
             self.term, self.vote, self.dirty = term, "", True
         self.role = Role.FOLLOWER
         self.rearm()
@@ -204,8 +205,9 @@ class Group:
         if was_leader:
             self.turn.leading -= 1
             lost = self._abandon()
-        changed, self.leader = leader != self.leader, leader
-        if changed or (was_leader and leader is None):
+        changed = leader != self.leader or (risen and leader is not None)
+        self.leader = leader
+        if changed:
             self.turn.port.led(self.group, leader, self.term)
         for (plugin, token), failure in lost:
             self.turn.port.failed(plugin, self.group, token, failure)
@@ -214,6 +216,7 @@ class Group:
         """Ask whether an election could be won before disturbing anybody (thesis §9.6)."""
         self.role = Role.PRE_CANDIDATE
         self.votes = {}
+        self.turn.unsettled = True
         self.rearm()
         if self.leader is not None:
             self.leader = None

@@ -141,10 +141,15 @@ class Raft:
         self._introduce_until_recorded()
 
     def _introduce_until_recorded(self) -> None:
-        if self._recorded():
-            self.founding.deadline = FOREVER
-        elif self.founding.deadline == FOREVER:
-            self.founding.deadline = self.port.now()
+        """Present ourselves while we are not recorded; also when nothing was heard of a leader for
+        long: it may have recorded another incarnation than ours, by a message that came late."""
+        founding, now = self.founding, self.port.now()
+        if not self._recorded():
+            founding.deadline = now if founding.deadline == FOREVER else founding.deadline
+        elif all(group.leader is not None for group in self.groups.values()):
+            founding.deadline = FOREVER
+        elif founding.deadline == FOREVER:
+            founding.deadline = now + self.settings.founding_s
 
     def _recorded(self) -> bool:
         """Is our incarnation in the configuration of every group we hold?"""
@@ -326,8 +331,8 @@ class Raft:
                     applying.release_reads(group)
             if group.commands or group.reads.arrived or group.replica.applied < group.commit:
                 self.more = True
-        if self.turn.reconfigured:
-            self.turn.reconfigured = False
+        if self.turn.unsettled:
+            self.turn.unsettled = False
             self._introduce_until_recorded()
 
     def _write(self) -> None:

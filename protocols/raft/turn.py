@@ -20,7 +20,7 @@ Answer = tuple[NodeId, Message]
 class Turn:
     """`beat` counts our heartbeats, `leading` the groups we lead; `next_beat` is a time of the
     port's clock; `configured` the nodes named in our settings. `written` and `durable` are write
-    numbers. `reconfigured`: some group's configuration is another one now."""
+    numbers. `unsettled`: a group's configuration is another one, or its leader is gone."""
 
     port: LogPort
 
@@ -37,7 +37,7 @@ class Turn:
         self.durable: WriteNumber = 0
         self.windows: dict[NodeId, Window] = {}
         self.leading = 0
-        self.reconfigured = False
+        self.unsettled = False
         self.beat = settings.silence_beats + 1
         self.next_beat = 0.0
 

@@ -36,6 +36,9 @@ def test_the_uncommitted_tail_is_bounded() -> None:
         failure = world.ports["n1"].failures.get(number)
         refused += failure is not None and failure.code is Code.BUSY
     assert 30 < refused < 40
+    with world.one_turn("n1"):
+        world.propose("n1", "early")
+        assert world.ports["n1"].failures["early"].code is Code.BUSY
     assert world.group("n1").log.bytes < 70 * KIB
     world.wire.clear()
     world.cut = lambda letter: False

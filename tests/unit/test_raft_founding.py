@@ -86,6 +86,10 @@ def test_the_cluster_is_told_only_when_its_entry_is_durable() -> None:
     assert world.group("n1").log.last_index == 1
     assert world.nodes["n1"].cluster == 0 and clusters(world) == {0}
     assert all(not letter.message.cluster for letter in world.on_wire(kind=Introduced))
+    # It is no longer empty, and not of a cluster yet: it answers nobody.
+    world.wire.clear()
+    world.hand("n2", "n1", Introduce(0, Member("n2", 102, True), PLUGINS))
+    assert not world.wire
     world.restart("n1")
     assert world.group("n1").log.last_index == 0
     world.autosync = True
@@ -139,6 +143,10 @@ def test_a_node_that_lost_its_disk_comes_back_as_a_learner_then_as_a_voter() -> 
     world.settle()
     other = next(name for name in world.names if name != leader)
     world.wipe(other, 999)
+    while not world.nodes[other].cluster:
+        world.advance(0.001, deliver=False)
+        world.deliver()
+    assert world.group(other).log.last_index == 0
     seen = []
     for _ in range(300):
         world.advance(0.01)
@@ -191,6 +199,22 @@ def test_the_loss_is_healed_in_every_group() -> None:
     world.wire.clear()
     world.advance(1.0, deliver=False)
     assert not world.on_wire(kind=Introduce)
+
+
+def test_a_late_introduction_of_a_lost_incarnation_heals() -> None:
+    """An hour late the leader hears of an incarnation that is gone, and records it."""
+    world = World()
+    world.elect("n1")
+    world.wipe("n3", 999)
+    world.advance(2.0)
+    late = Introduce(world.nodes["n1"].cluster, Member("n3", 103, True), PLUGINS)
+    world.hand("n3", "n1", late)
+    assert world.group("n1").members["n3"].incarnation == 103
+    world.misdeliver_nothing()
+    world.advance(4.0)
+    member = world.group("n1").members["n3"]
+    assert (member.incarnation, member.voter) == (999, True)
+    assert world.leaders() == ["n1"]
 
 
 def test_other_plugins_do_not_join() -> None:

@@ -46,6 +46,14 @@ def test_a_larger_term_is_adopted() -> None:
     assert world.nodes["n2"].leader(0) == ("n1", 9)
 
 
+def test_a_leader_in_a_new_term_is_told_even_if_it_is_the_same() -> None:
+    """§5.1: terms are what leaderships are told apart by."""
+    world = World()
+    for term in (9, 9, 11):
+        world.hand("n1", "n2", Heartbeat(0, term, 0, 0, 1))
+    assert world.ports["n2"].leaders == [(0, "n1", 9), (0, "n1", 11)]
+
+
 @pytest.mark.parametrize("role", [Role.CANDIDATE, Role.LEADER])
 def test_a_candidate_or_leader_whose_term_is_out_of_date_becomes_a_follower(role: Role) -> None:
     """§5.1: if a candidate or leader discovers that its term is out of date, it reverts."""
@@ -550,6 +558,82 @@ def test_lost_appends_are_sent_again() -> None:
     world.beat("n1")
     world.settle()
     assert "last" in world.ports["n1"].applied_results
+
+
+def test_one_loss_is_answered_once() -> None:
+    """§5.5: many pipelined appends are refused after one that was lost; one answer is enough."""
+    world = World()
+    world.elect("n1")
+    world.crash("n3")
+    world.propose("n1", "lost")
+    world.drop(kind=AppendEntries)
+    for text in "abcde":
+        world.propose("n1", text)
+    world.drop(to="n3")
+    world.deliver(kind=AppendEntries)
+    assert len(world.on_wire(kind=Rejected)) == 5
+    world.deliver(kind=Rejected)
+    [letter] = world.on_wire(to="n2", kind=AppendEntries)
+    assert len(letter.message.entries) == 6
+
+
+def test_the_leader_uses_its_own_end_of_the_conflicting_term() -> None:
+    """§5.3, end: of a term that both have nothing is sent again that both have."""
+    world = World()
+    for name in ("n1", "n2"):
+        world.write_log(name, [1, 4, 4, 4, 5, 5])
+    world.write_log("n3", [1, 4, 4, 4, 4, 4, 4], term=5)
+    world.crash("n2")
+    world.fire("n1")
+    world.settle()
+    world.boot("n2")
+    world.elect("n1")
+    world.settle()
+    assert world.terms("n3") == world.terms("n1")
+    sent = [
+        record.entry.index
+        for batch in world.disks["n3"].records[2:]
+        for record in batch
+        if isinstance(record, EntryRecord)
+    ]
+    assert sent[0] == 5
+
+
+def test_a_heartbeat_commits_only_what_the_follower_acknowledged() -> None:
+    """§5.3, figure 2. Pitfall 10: the follower's own tail may be another one."""
+    world = World()
+    for name in ("n1", "n2"):
+        world.write_log(name, [1, 2, 2, 2], term=3)
+    world.write_log("n3", [1, 3, 3, 3], term=3)
+    world.cut = lambda letter: letter.to == "n3" and isinstance(letter.message, AppendEntries)
+    world.elect("n2")
+    world.beat("n2")
+    world.settle()
+    world.advance(1.0)
+    assert world.group("n2").commit == 5 and world.group("n3").commit == 0
+
+
+def test_a_silent_peer_is_forgotten_until_it_answers() -> None:
+    """§5.5: what was under way to a dead peer is no longer counted, nor sent any more."""
+    world = World()
+    world.elect("n1")
+    world.beat("n1")
+    world.settle()
+    world.crash("n3")
+    for text in "abc":
+        world.propose("n1", text)
+    world.settle()
+    peer = world.group("n1").peers["n3"]
+    assert len(peer.inflight) == 3 and peer.window.bytes > 0
+    world.advance(1.0)
+    assert not peer.inflight and peer.window.bytes == 0 and peer.probing
+    for text in "def":
+        world.propose("n1", text)
+        assert len(world.on_wire(to="n3", kind=AppendEntries)) == 0
+        world.settle()
+    world.boot("n3")
+    world.advance(0.2)
+    assert world.texts("n3") == list("abcdef")
 
 
 def test_a_lost_acknowledgement_is_asked_for() -> None:

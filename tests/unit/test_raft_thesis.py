@@ -149,13 +149,17 @@ def test_a_truncated_configuration_no_longer_counts() -> None:
 def test_no_change_before_the_leader_committed_in_its_term() -> None:
     """Ongaro, raft-dev, 2015 (the bug in §4.1's single-server changes). Pitfall 22."""
     world = World(4)
+    world.elect("n2")
+    world.beat("n2")
+    world.settle()
+    world.time += 1.0
     world.fire("n1")
     world.deliver(kind=RequestPreVote)
     world.deliver(kind=PreVoted)
     world.deliver(kind=RequestVote)
     world.deliver(kind=Voted)
     raft = world.nodes["n1"]
-    assert world.group("n1").role is Role.LEADER
+    assert world.group("n1").role is Role.LEADER and world.group("n1").commit == 2
     refused = raft.reconfigure(0, members(world, "n1", "n2", "n3"))
     assert refused is not None and refused.code is Code.BUSY
     world.settle()
@@ -191,6 +195,22 @@ def test_a_leader_that_removes_itself_leads_until_that_is_committed() -> None:
     assert world.group("n1").role is Role.FOLLOWER and world.group("n1").commit == index
     world.advance(3.0)
     assert world.leaders() != ["n1"] and len(world.leaders()) == 1
+
+
+def test_an_earlier_commit_does_not_end_a_leader_that_removes_itself() -> None:
+    """§4.2.2: only the commit of that configuration does. Pitfall 24."""
+    world = World()
+    world.elect("n1")
+    world.propose("n1", "before")
+    appends = world.on_wire(kind=AppendEntries)
+    assert world.nodes["n1"].reconfigure(0, members(world, "n2", "n3")) is None
+    world.flush("n1")
+    world.drop()
+    for letter in appends:
+        world.hand(letter.sender, letter.to, letter.message)
+    world.deliver(kind=Appended)
+    assert "before" in world.ports["n1"].applied_results
+    assert world.group("n1").role is Role.LEADER
 
 
 def test_two_members_become_one() -> None:
