@@ -1,4 +1,4 @@
-"""The commands around nodes: node, up, down, kill, pause, resume, restart, status, simulate.
+"""The commands around nodes: node, up, down, kill, pause, resume, restart, status.
 
 The law: a wrong setting is one line that names it and exits 64; what is in the way (a port, a
 directory, no quorum) is one line that names who and exits 1. What a command needs is imported when
