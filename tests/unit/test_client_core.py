@@ -17,7 +17,7 @@ from coterie.clients.vocabulary import codec_for
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
 from coterie.protocols.plugin import Cancel, Failure
-from coterie.protocols.session.messages import EndSession, Locate, Located, OpenSession, Pulse
+from coterie.protocols.session.messages import EndSession, KeepAlive, Locate, Located, OpenSession, Pulse
 
 
 @pytest.fixture
@@ -473,13 +473,32 @@ def test_silence_after_sending_is_indeterminate_and_goes_on(cluster: Cluster) ->
 
 
 def test_silence_after_definite_refusals_is_unavailable(cluster: Cluster) -> None:
+    client = Driven(cluster, timeout=2.0, plugins=("lock", "session"))
+    client.acquire("a")
+    cluster.elect(None)
+    call = Call("session", KeepAlive())
+    client.core.submit(call, client.now)
+    client.exchange()
+    assert call.copies == 0
+    client.pass_time(2.6)
+    assert isinstance(call.result, Unavailable)
+    del cluster.asks[:]
+    cluster.elect(ENDPOINTS[0])
+    client.pass_time(2.0)
+    assert asked(cluster, KeepAlive) == []
+
+
+def test_a_release_goes_on_though_its_caller_was_told(cluster: Cluster) -> None:
     client = Driven(cluster, timeout=2.0)
     held = client.acquire("a")
     cluster.elect(None)
     released = client.release(held)
     client.pass_time(2.6)
-    assert isinstance(released.result, Unavailable)
+    assert isinstance(released.result, Indeterminate)
     assert cluster.locks() == {"a": 1}
+    cluster.elect(ENDPOINTS[0])
+    client.pass_time(1.0)
+    assert cluster.locks() == {}
 
 
 def test_a_query_needs_no_session(cluster: Cluster) -> None:
