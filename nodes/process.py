@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
-import resource
 import signal
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,22 +26,27 @@ from ..bus.frame import Kind, Malformed
 from ..bus.loop_socket import BindFailed
 from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
-from ..protocols.plugin import Failure, Request, Result
+from ..protocols.plugin import Failure, Plugin, Request, Result
 from ..protocols.raft.settings import Settings
-from ..protocols.records import GroupId, GroupState, Identity, Member
+from ..protocols.records import Member
+from ..protocols.registry import BadPlugin, BrokenDistribution
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
-from .disk import DiskFull, FileDisk
+from .disk import DirectoryInUse, DiskError, DiskFull
 from .engine import Effects, Engine
-from .log import Log, LogWriter
+from .identity import ForeignDirectory, UnreadableIdentity
+from .log import LogWriter
+from .machine import monotonic_s, processor_s, resident_bytes
 from .plugins import installed
+from .storage import open_storage
+from .wal import CorruptLog, ForeignLog
 
 FRAMES_A_TURN = 256
 OPERATIONS_A_TURN = 4096
 RECEIVING_S = 0.010
 
-EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_PROTOCOL = 0, 1, 65, 76
+EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 1, 65, 70, 74, 76
 TRANSFER_WAIT_S = 1.0
 """How long SIGTERM waits for another node to take the leadership."""
 
@@ -58,13 +61,6 @@ PEER_KINDS = (Kind.PEER,)
 CLIENT_KINDS = (Kind.ASK,)
 
 logger = logging.getLogger("coterie.node")
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def monotonic_s() -> float:
-    """Seconds, monotonic; on Linux time spent suspended counts too."""
-    return time.clock_gettime(_CLOCK)
 
 
 class NodeProcess:
@@ -85,15 +81,13 @@ class NodeProcess:
         self._turns = self._operations = self._turn_s_max = 0.0
         self._dropped: dict[str, int] = {}
 
-        self._directory = Path(configuration.data_dir)
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         plugins = installed()
         self._codec = bus_codec(plugins)
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        self._disk = FileDisk(self._directory / "log")
         with contextlib.ExitStack() as undo:
             undo.callback(self._context.term)
-            undo.callback(lambda: self._disk.close())
+            self._storage = storage = open_storage(configuration)
+            undo.callback(storage.disk.close)
             self._sockets = NodeSockets(
                 self._context,
                 loop,
@@ -104,26 +98,24 @@ class NodeProcess:
                 insecure=configuration.insecure,
             )
             undo.callback(self._sockets.close)
-            self.engine = self._open(plugins)
+            self.engine = self._assemble(plugins)
             undo.pop_all()
-
-    def _open(self, plugins: list[Any]) -> Engine:
-        configuration = self.configuration
-        identity = identities.load(self._directory, configuration.name)
-        identity, log, recovered = self._open_log(identity)
         self._writer = LogWriter(
-            log,
+            storage.log,
             self._on_durable,
-            self._loop.call_soon_threadsafe,
+            loop.call_soon_threadsafe,
             on_failed=self._on_write_failed,
             on_full=self._on_disk_full,
         )
-        endpoints = next(m for m in configuration.members if m.node == configuration.name)
+
+    def _assemble(self, plugins: list[Plugin]) -> Engine:
+        configuration, storage = self.configuration, self._storage
+        own = next(m for m in configuration.members if m.node == configuration.name)
         identity = msgspec.structs.replace(
-            identity,
-            client_endpoint=endpoints.client_endpoint,
-            peer_endpoint=endpoints.peer_endpoint,
-            publish_endpoint=endpoints.publish_endpoint,
+            storage.identity,
+            client_endpoint=own.client_endpoint,
+            peer_endpoint=own.peer_endpoint,
+            publish_endpoint=own.publish_endpoint,
         )
         settings = Settings(
             groups=1,
@@ -132,39 +124,11 @@ class NodeProcess:
             heartbeat_s=configuration.heartbeat_s,
         )
         seed = int.from_bytes(os.urandom(8), "big")
-        engine = assemble(identity, plugins, settings, configuration.members, recovered, seed)
+        engine = assemble(
+            identity, plugins, settings, configuration.members, storage.recovered, seed
+        )
         engine.describe = self.status
         return engine
-
-    def _open_log(self, identity: Identity) -> tuple[Identity, Log, dict[GroupId, GroupState]]:
-        """Open the log. If what was acknowledged may be missing from it, it is set aside, and the
-        node comes back under a new incarnation: as a learner, filled by the others."""
-        log = self._new_log(identity)
-        recovered = log.open()
-        same_boot = identities.same_boot(self._directory)
-        if not (log.fresh and identity.cluster) and (not log.unclean or same_boot):
-            return identity, log, recovered
-        logger.warning(
-            "node %s may have lost what it acknowledged (%s): it comes back as a learner",
-            identity.node,
-            "unclean stop in mode relaxed" if log.unclean else "its log is gone",
-        )
-        log.close()
-        self._disk.close()
-        identities.set_aside(self._directory / "log")
-        self._disk = FileDisk(self._directory / "log")
-        identity = identities.renewed(self._directory, identity)
-        log = self._new_log(identity)
-        return identity, log, log.open()
-
-    def _new_log(self, identity: Identity) -> Log:
-        return Log(
-            self._disk,
-            node=identity.node,
-            incarnation=identity.incarnation,
-            segment_bytes=self.configuration.segment_bytes,
-            mode=self.configuration.durability,
-        )
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or a fault; the exit code."""
@@ -197,7 +161,7 @@ class NodeProcess:
             self._timer.cancel()
         self._sockets.close()
         self._writer.close()
-        self._disk.close()
+        self._storage.disk.close()
         self._context.term()
 
     @property
@@ -215,6 +179,15 @@ class NodeProcess:
         self._turn_scheduled = False
         if self._stopped.done():
             return
+        try:
+            self._take_turn()
+        except Exception:
+            # A defect. Nothing of this turn has left half done; what comes after it would.
+            status = json.dumps(self.status(), default=str)
+            logger.critical("node %s stops: a defect; it was %s", self._node, status, exc_info=True)
+            self._stop(EXIT_SOFTWARE)
+
+    def _take_turn(self) -> None:
         began = monotonic_s()
         self.engine.begin(began)
         if self._durable:
@@ -313,7 +286,7 @@ class NodeProcess:
 
     def _carry_out(self, effects: Effects) -> None:
         if effects.cluster is not None:
-            identities.keep(self._directory, self.engine.identity)
+            identities.keep(self._storage.directory, self.engine.identity)
             logger.info("node %s belongs to cluster %016x", self._node, effects.cluster)
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
@@ -327,7 +300,7 @@ class NodeProcess:
                 self._sockets.send_client(route, frame)
         if effects.stop is not None:
             logger.error("node %s stops: %s", self._node, effects.stop.text)
-            self._stop(EXIT_PROTOCOL)
+            self._stop(EXIT_REFUSED)
 
     def _send_peers(self, effects: Effects) -> None:
         identity, log = self.engine.identity, self.engine.log
@@ -386,13 +359,13 @@ class NodeProcess:
         """A write or sync that failed is never tried again: what the disk holds is unknown."""
         logger.critical("node %s stops: its log cannot be written: %s", self._node, error)
         # At once, with nothing more sent: an answer may count on what is not on the disk.
-        os._exit(74)
+        os._exit(EXIT_DISK)
 
     def _on_disk_full(self, error: DiskFull) -> None:
         """The log still takes a little: enough to hand over and to refuse what is asked."""
         logger.error("node %s refuses writes: %s", self._node, error)
         self._disk_full = Failure(Code.DISK_FULL, str(error))
-        self._disk.release_reserve()
+        self._storage.disk.release_reserve()
         self._schedule()
 
     def _on_parent(self, parent: int) -> None:
@@ -417,13 +390,12 @@ class NodeProcess:
 
     def status(self) -> dict[str, Any]:
         """What `coterie status` shows of this node, of JSON types."""
-        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
             **self.engine.status(),
             "process": {
                 "pid": os.getpid(),
-                "memory_bytes": _resident_bytes(),
-                "cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+                "memory_bytes": resident_bytes(),
+                "cpu_s": round(processor_s(), 3),
                 "durability": self.configuration.durability,
                 "insecure": self.configuration.insecure,
                 "client_endpoint": self._sockets.clients_endpoint,
@@ -442,15 +414,6 @@ class NodeProcess:
         }
 
 
-def _resident_bytes() -> int:
-    """Resident memory now where /proc tells it, else the peak (getrusage)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * resource.getpagesize()
-    except (OSError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def run(configuration: NodeConfiguration) -> int:
     """Run a node until it is told to stop; the exit code. Faults are told on standard error."""
     logging.basicConfig(
@@ -462,6 +425,15 @@ def run(configuration: NodeConfiguration) -> int:
 
     try:
         return asyncio.run(serve())
-    except BindFailed as error:
+    except (BindFailed, DirectoryInUse) as error:
         logger.error("%s", error)
         return EXIT_FAULT
+    except (CorruptLog, ForeignLog, ForeignDirectory, UnreadableIdentity) as error:
+        logger.error("%s", error)
+        return EXIT_DATA
+    except DiskError as error:
+        logger.error("%s", error)
+        return EXIT_DISK
+    except (BadPlugin, BrokenDistribution) as error:
+        logger.error("%s", error)
+        return EXIT_REFUSED
