@@ -279,6 +279,7 @@ def bare_nodes(durability: str) -> Iterator[tuple[str, dict[str, int]]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is the program's that started us; it ends us
         )
         processes.append(process)
         assert process.stdout is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from statistics import median
 from typing import NamedTuple
 
 import click
@@ -68,7 +69,7 @@ def bench() -> None:
     default=1,
     show_default=True,
     type=click.IntRange(1, 100),
-    help="Runs; the one with the median throughput is shown.",
+    help="Pairs of runs, cluster and bare path in turn; the median is shown.",
 )
 @click.option(
     "--endpoints",
@@ -109,7 +110,7 @@ def lock(
             if bare:
                 ceilings.append(run_bare(clients, seconds, before.durability))
         elections = look(addresses).term - before.term
-    show(middle(measured), middle(ceilings) if ceilings else None, elections, as_json)
+    show(measured, ceilings, elections, as_json)
 
 
 @contextlib.contextmanager
@@ -139,7 +140,10 @@ class Sight(NamedTuple):
 
 def look(addresses: list[str]) -> Sight:
     """Ask every node how it is; the command ends with 69 when nobody leads."""
-    status = collect(addresses)
+    try:
+        status = collect(addresses)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--endpoints") from error
     if not status.quorum:
         raise NoQuorum("no leader answers; see what 'coterie status' says")
     told = {name: said for name, _, said in status.nodes if said is not None}
@@ -187,16 +191,18 @@ def run_loads(loads: list[Load]) -> Figures:
     )
 
 
-def show(measured: Figures, ceiling: Figures | None, elections: int, as_json: bool) -> None:
-    """Print the figures and the ratio of the two throughputs."""
-    ratio = None
-    if ceiling is not None and ceiling.ops_per_s:
-        ratio = round(measured.ops_per_s / ceiling.ops_per_s, 3)
+def show(measured: list[Figures], ceilings: list[Figures], elections: int, as_json: bool) -> None:
+    """Print the run in the middle of each kind, and the median of the pairs' ratios."""
+    shown = [middle(runs) for runs in (measured, ceilings) if runs]
+    pairs = zip(measured, ceilings, strict=False)
+    ratios = [run.ops_per_s / bare.ops_per_s for run, bare in pairs if bare.ops_per_s]
+    ratio = round(median(ratios), 3) if ratios else None
     if as_json:
-        runs = {"cluster": measured.as_dict(), "bare": ceiling.as_dict() if ceiling else None}
-        click.echo(json.dumps({**runs, "ratio": ratio, "elections": elections}))
+        cluster, bare = [run.as_dict() for run in shown] + [None] * (2 - len(shown))
+        found = {"cluster": cluster, "bare": bare, "ratio": ratio, "elections": elections}
+        click.echo(json.dumps(found))
         return
-    click.echo(table([measured, ceiling] if ceiling else [measured]))
+    click.echo(table(shown))
     if ratio is not None:
         click.echo(f"ratio to the bare path: {ratio:.2f}")
     if elections:

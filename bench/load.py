@@ -9,10 +9,12 @@ ends when its standard input closes.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from threading import Thread
 
 import msgspec
 
@@ -48,15 +50,14 @@ def lock_operation(client: AsyncClient, number: int) -> Callable[[], Awaitable[o
 
 async def run(load: Load) -> Recorder:
     """Warm up, wait for `go`, and measure."""
-    recorder = Recorder()
+    recorder, go = Recorder(), asyncio.Event()
+    Thread(target=listen, args=(asyncio.get_running_loop(), go), daemon=True).start()
     async with AsyncClient(load.endpoints, name="bench") as client:
         operations = [lock_operation(client, load.first + number) for number in range(load.tasks)]
         warm = time.perf_counter() + WARM_UP_S
         await asyncio.gather(*(loop_closed(each, Recorder(), warm) for each in operations))
         print("ready", flush=True)
-        loop = asyncio.get_running_loop()
-        if not await loop.run_in_executor(None, sys.stdin.readline):
-            return recorder
+        await go.wait()
         start, used = time.perf_counter(), time.process_time()
         until = start + load.seconds
         if load.rate:
@@ -73,6 +74,14 @@ async def run(load: Load) -> Recorder:
     return recorder
 
 
+def listen(loop: asyncio.AbstractEventLoop, go: asyncio.Event) -> None:
+    """Wait for `go`, then for the end of standard input: nobody wants the rest then. It may come
+    at any time, also while the client waits for a cluster that is gone."""
+    while os.read(sys.stdin.fileno(), 64):
+        loop.call_soon_threadsafe(go.set)
+    os._exit(1)
+
+
 class LoadProcess:
     """The bench's end of one such process."""
 
@@ -81,6 +90,7 @@ class LoadProcess:
             [sys.executable, "-P", "-m", __name__, msgspec.json.encode(load).decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is the bench's; it ends us
         )
 
     def expect(self, word: str) -> str:
@@ -97,7 +107,8 @@ class LoadProcess:
         self.process.stdin.flush()
 
     def latencies(self) -> bytes:
-        return self.process.communicate()[0]
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
 
     def end(self) -> None:
         self.process.kill()
