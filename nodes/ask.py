@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -172,7 +172,9 @@ def reads(asker: NodeAsker, leader: str, cluster: int, timeout_s: float = 1.0) -
     return isinstance(answers.get(leader), SessionList)
 
 
-def find_leader(asker: NodeAsker, endpoints: Sequence[str]) -> tuple[str, Located] | None:
+def find_leader(
+    asker: NodeAsker, endpoints: Sequence[str], timeout_s: float = ROUND_S
+) -> tuple[str, Located] | None:
     """The leader's endpoint and what it says of itself, if a majority of the nodes answers."""
     majority = len(endpoints) // 2 + 1
 
@@ -180,7 +182,7 @@ def find_leader(asker: NodeAsker, endpoints: Sequence[str]) -> tuple[str, Locate
         known = located(answers)
         return len(known) >= majority and leader_among(known.values()) is not None
 
-    known = located(asker.ask(endpoints, Locate(), enough=enough))
+    known = located(asker.ask(endpoints, Locate(), timeout_s=timeout_s, enough=enough))
     leader = leader_among(known.values())
     if leader is None or len(known) < majority:
         return None
@@ -205,12 +207,25 @@ def await_leader(
 ) -> Located | None:
     """Wait until a leader serves reads (`everybody`: and every node knows it); None when the
     deadline (of `time.monotonic`) has passed or `go_on()` has become false."""
-    while time.monotonic() < deadline and go_on():
-        found = find_leader(asker, endpoints)
+    for timeout_s in rounds(deadline):
+        if not go_on():
+            break
+        found = find_leader(asker, endpoints, timeout_s)
         if found is not None:
             endpoint, leader = found
             agreed = not everybody or all_agree(asker, endpoints, leader.node)
             if agreed and reads(asker, endpoint, leader.cluster):
                 return leader
-        time.sleep(PAUSE_MS / 1000)
     return None
+
+
+def rounds(deadline: float) -> Iterator[float]:
+    """How long to wait for answers, again and again until the deadline (of `time.monotonic`).
+
+    First for a moment, as a dead node shall not delay what the others know; then for longer, as a
+    busy one must get its chance."""
+    timeout_s = ROUND_S / 8
+    while time.monotonic() < deadline:
+        yield timeout_s
+        timeout_s = min(1.25 * timeout_s, 2 * ROUND_S)
+        time.sleep(PAUSE_MS / 1000)

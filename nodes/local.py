@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..clients.errors import CoterieError, Unavailable
 from ..protocols.plugin import CONTROL, GroupId
 from ..protocols.session.messages import Locate
-from .ask import NodeAsker, await_leader, find_leader, located
+from .ask import NodeAsker, await_leader, find_leader, located, rounds
 from .launch import Launch, NotRunning
 from .plans import DirectoryInUse, DirectoryLock, NodePlan, PortInUse, check_ports, keep, kept
 from .ports import find_free, is_free
@@ -155,11 +155,10 @@ class LocalCluster:
         launch = self._running
         deadline = time.monotonic() + START_WAIT_S
         with NodeAsker() as asker:
-            while time.monotonic() < deadline:
-                found = find_leader(asker, self.endpoints)
+            for timeout_s in rounds(deadline):
+                found = find_leader(asker, self.endpoints, timeout_s)
                 if found is not None:
                     return self.endpoints.index(found[0])
-                time.sleep(0.01)
         raise Unavailable(f"no leader for {START_WAIT_S:g} s; {self._words(launch)}")
 
     # One node

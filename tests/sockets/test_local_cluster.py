@@ -14,7 +14,7 @@ import pytest
 from processes import processes_of, script, until
 
 import coterie
-from coterie.nodes import local, watcher
+from coterie.nodes import local, ports, watcher
 from coterie.nodes.ask import NodeAsker, located
 from coterie.nodes.local import ClusterClosed, NodeNotRunning
 from coterie.protocols.session.messages import Locate, Located
@@ -237,18 +237,18 @@ def test_a_node_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 
 
 def test_other_ports_are_taken_when_one_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = local.find_free
+    real = ports.find_free
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        attempts = []
+        attempts: list[list[int]] = []
 
         def lose_the_first(count: int) -> list[int]:
-            ports = real(count)
+            found = real(count)
             if not attempts:
-                ports[-1] = taken.getsockname()[1]
-            attempts.append(ports)
-            return ports
+                found[-1] = taken.getsockname()[1]
+            attempts.append(found)
+            return found
 
         monkeypatch.setattr(local, "find_free", lose_the_first)
         with coterie.LocalCluster(1) as cluster:
