@@ -6,9 +6,10 @@ import re
 from hashlib import blake2b
 from pathlib import Path
 
-import coterie
 import msgspec
 import pytest
+
+import coterie
 from coterie.protocols.lock.messages import MESSAGES as LOCK
 from coterie.protocols.plugin import (
     Cancel,
