@@ -174,11 +174,16 @@ class Launch:
             for process in self._processes.values():
                 process.kill()
         self.let_go()  # the nodes see it, close their logs and end; the watcher wakes paused ones
-        for index in self._processes:
-            self.await_end(index, TERM_WAIT_S)
-        for descriptor in (self._owner, self._alive):
-            os.close(descriptor)
-        self._watcher.wait()
+        try:
+            for index in self._processes:
+                self.await_end(index, TERM_WAIT_S)
+        finally:  # also when the wait is interrupted by an impatient Ctrl-C
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            for descriptor in (self._owner, self._alive):
+                os.close(descriptor)
+            self._watcher.wait()
 
     def let_go(self) -> None:
         """Close this process's ends of the pipes: what a forked child does at once, so that the

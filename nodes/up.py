@@ -119,10 +119,8 @@ class Up:
 
     def close(self) -> None:
         """End all nodes and remove what told of them; a second Ctrl-C ends them by SIGKILL."""
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             self.launch.close(gracefully=True)
-        except KeyboardInterrupt:
-            self.launch.close(gracefully=False)
         signal.set_wakeup_fd(-1)
         for name in (CONTROL_FILE, STATE_FILE):
             with contextlib.suppress(FileNotFoundError):

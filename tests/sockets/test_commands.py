@@ -60,7 +60,7 @@ class Ups:
 @pytest.fixture(scope="module")
 def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ups]:
     directory, port = tmp_path_factory.mktemp("up"), free_base()
-    with running("up", "--port", port, cwd=directory) as process:
+    with running("up", "--port", port, "--http-port", 8001, cwd=directory) as process:
         serves(directory, process)
         yield Ups(directory, port)
         process.send_signal(signal.SIGTERM)
@@ -76,6 +76,7 @@ def test_up_says_what_it_serves_and_what_to_type(ups: Ups) -> None:
     assert f"export COTERIE_ENDPOINTS={endpoints(ups.port)}" in said
     assert f'with coterie.Client("{endpoints(ups.port)}") as c:' in said
     assert "coterie lock demo -- " in said
+    assert "--http-port: nothing is served there yet" in said
 
 
 def test_status_is_a_table_or_json(ups: Ups) -> None:

@@ -88,6 +88,21 @@ def under_load(cluster: coterie.LocalCluster, trouble: Callable[[Act], Awaitable
     return act
 
 
+def test_two_holders_and_a_token_that_falls_would_be_seen() -> None:
+    act = Act()
+    act.enter("orders", "one", 7)
+    act.leave("orders")
+    act.enter("orders", "two", 8)
+    assert (act.overlaps, act.not_rising) == (0, 0)
+    act.enter("orders", "three", 9)
+    assert (act.overlaps, act.not_rising) == (1, 0)
+    act.leave("orders")
+    act.enter("orders", "four", 9)
+    assert (act.overlaps, act.not_rising) == (1, 1)
+    kept = act.promises()
+    assert [promise for promise, held in kept.items() if held] == ["no client saw an error"]
+
+
 def test_clients_go_on_when_the_leader_is_killed(whole: coterie.LocalCluster) -> None:
     async def trouble(act: Act) -> None:
         for _ in range(2):
