@@ -69,8 +69,6 @@ class Session(msgspec.Struct, eq=False):
 
     def is_lost(self, now: float) -> bool:
         """True once `lost_at` has passed, and for ever after."""
-        if self.lost:
-            return True
         if now >= self.lost_at:
             self.lost = True
         return self.lost

@@ -217,10 +217,6 @@ class Sessions(Calls):
             self._pulse_at = self._locate_at = None
             return
         self._pulse_at = now + PULSE_S
-        opening = self._opening
-        if opening is not None and now - opening.submitted_at > self._ttl_s / 2:
-            self._finish(opening, None)  # its ttl counts from its sending: begin a fresh one
-            self._opening = None
         old = any(call.sent_at <= now - OLD_S for call in sent)
         unanswered = self._beaten_at > self._heard_at or (old and self._heard_at <= now - OLD_S)
         if self.nodes.leader is None or unanswered:

@@ -51,6 +51,7 @@ class Cluster:
         self.asks: list[tuple[str, str, Ask[Any]]] = []
         self.refuse: Callable[[str, Any], Failure | None] = lambda plugin, operation: None
         self.dead: list[str] = []
+        self.keeps_alive = True
         self.hints: dict[int, list[bytes]] = {}
         """By client; `Driven.hear` takes them, else they are lost."""
 
@@ -124,7 +125,7 @@ class Cluster:
 
     def _pulsed(self, ask: Ask[Any], pulse: Pulse) -> Any:
         kept = False
-        if pulse.keep_alive:
+        if pulse.keep_alive and self.keeps_alive:
             command = self._command("session", ask, [MEMORYLESS], [KeepAlive()])
             kept = not isinstance(self._apply(command)[0], Failure)
         sessions: Any = self.replica.machines["session"]

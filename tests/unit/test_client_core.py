@@ -353,6 +353,78 @@ def test_lost_counts_from_the_sending_of_the_confirmed_keep_alive(cluster: Clust
     assert renewed_at < client.now
 
 
+def test_lost_counts_from_the_first_sending_of_the_opening(cluster: Cluster) -> None:
+    client = Driven(cluster, session_ttl=5.0)
+    client.lose_answer = lambda endpoint, frame: b"n1" not in frame  # only Located comes back
+    begun = client.now
+    client.acquire("a")
+    client.pass_time(1.2)
+    assert len(asked(cluster, OpenSession)) == 2
+    client.lose_answer = lambda endpoint, frame: False
+    client.pass_time(1.2)
+    session = client.core.session
+    assert session is not None
+    assert session.confirmed_at > begun  # renewed as soon as it was open
+    opened = next(call for call in client.done if isinstance(call.operation, OpenSession))
+    assert opened.submitted_at == begun
+
+
+def test_an_opening_answered_late_counts_from_its_sending(cluster: Cluster) -> None:
+    client = Driven(cluster, session_ttl=5.0)
+    late: list[tuple[str, bytes]] = []
+    client.lose_answer = lambda endpoint, frame: (
+        b"n1" not in frame and late.append((endpoint, frame)) is None
+    )
+    begun = client.now
+    client.acquire("a")
+    client.now += 3.0
+    for endpoint, frame in late:
+        client.core.receive(endpoint, frame, client.now)
+    session = client.core.session
+    assert session is not None and session.lost_at == begun + 0.95 * 5.0
+
+
+def test_a_keep_alive_that_was_not_committed_renews_nothing(cluster: Cluster) -> None:
+    client = Driven(cluster, session_ttl=2.0)
+    client.acquire("a")
+    session = client.core.session
+    cluster.keeps_alive = False
+    client.pass_time(1.95)
+    assert session is not None and session.lost
+    assert len(asked(cluster, Pulse)) >= 4
+
+
+def test_a_confirmation_read_after_the_deadline_is_too_late(cluster: Cluster) -> None:
+    """The program was stopped for a while: the first it sees is the answer, not the timer."""
+    client = Driven(cluster, session_ttl=2.0)
+    client.acquire("a")
+    session = client.core.session
+    late: list[tuple[str, bytes]] = []
+    client.lose_answer = lambda endpoint, frame: late.append((endpoint, frame)) is None
+    client.pass_time(1.0)
+    assert late
+    client.now += 5.0
+    for endpoint, frame in late:
+        client.core.receive(endpoint, frame, client.now)
+    assert session is not None and session.lost
+    assert client.core.lost_sessions == [session]
+
+
+def test_a_grant_that_comes_after_the_cancel_is_not_taken(cluster: Cluster) -> None:
+    client = Driven(cluster)
+    client.acquire("first")
+    late: list[tuple[str, bytes]] = []
+    client.lose_answer = lambda endpoint, frame: late.append((endpoint, frame)) is None
+    call = client.acquire("a")
+    client.cancel(call)
+    client.core.receive(*late[0], client.now)
+    assert not call.completed
+    client.lose_answer = lambda endpoint, frame: False
+    client.pass_time(2.0)
+    assert cluster.locks() == {"first": 1}
+    assert not isinstance(call.result, Granted)
+
+
 def test_the_end_of_the_deadline_is_final(cluster: Cluster) -> None:
     client = Driven(cluster, session_ttl=2.0)
     held = client.acquire("a")
