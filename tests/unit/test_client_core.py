@@ -17,7 +17,14 @@ from coterie.clients.vocabulary import codec_for
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
 from coterie.protocols.plugin import Cancel, Failure
-from coterie.protocols.session.messages import EndSession, KeepAlive, Locate, Located, OpenSession, Pulse
+from coterie.protocols.session.messages import (
+    EndSession,
+    KeepAlive,
+    Locate,
+    Located,
+    OpenSession,
+    Pulse,
+)
 
 
 @pytest.fixture
@@ -351,22 +358,6 @@ def test_lost_counts_from_the_sending_of_the_confirmed_keep_alive(cluster: Clust
     assert session.lost_at > before
     assert session.lost_at == pytest.approx(max(sent_at[1:]) + 0.95 * 2.0)
     assert renewed_at < client.now
-
-
-def test_lost_counts_from_the_first_sending_of_the_opening(cluster: Cluster) -> None:
-    client = Driven(cluster, session_ttl=5.0)
-    client.lose_answer = lambda endpoint, frame: b"n1" not in frame  # only Located comes back
-    begun = client.now
-    client.acquire("a")
-    client.pass_time(1.2)
-    assert len(asked(cluster, OpenSession)) == 2
-    client.lose_answer = lambda endpoint, frame: False
-    client.pass_time(1.2)
-    session = client.core.session
-    assert session is not None
-    assert session.confirmed_at > begun  # renewed as soon as it was open
-    opened = next(call for call in client.done if isinstance(call.operation, OpenSession))
-    assert opened.submitted_at == begun
 
 
 def test_an_opening_answered_late_counts_from_its_sending(cluster: Cluster) -> None:
