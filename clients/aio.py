@@ -150,11 +150,11 @@ class AsyncClient:
         nodes = core.nodes
 
         def answered() -> bool:
-            return all(nodes.located.get(e, (-1.0,))[0] >= asked_at for e in nodes.endpoints)
+            return all(nodes.located.get(e, (-1.0,))[0] >= asked_at for e in nodes.distinct())
 
         await self._shell.until(answered, STATUS_S)
         listed: list[dict[str, Any]] = []
-        for endpoint in nodes.endpoints:
+        for endpoint in nodes.distinct():
             at, located = nodes.located.get(endpoint, (-1.0, None))
             if located is None or at < asked_at:
                 listed.append({"endpoint": endpoint, "answers": False})

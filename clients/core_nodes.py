@@ -76,16 +76,23 @@ class Nodes:
         self.leader = leader if moved else None
         return moved
 
-    def answering(self, since: float) -> list[str]:
-        """The endpoints that answered anything since."""
-        return [e for e in self.endpoints if self.answered_at.get(e, since - 1.0) >= since]
+    def distinct(self) -> list[str]:
+        """One endpoint for each node, as far as they are known apart: its name at the front door
+        (localhost) and the one it advertises (127.0.0.1) are one node."""
+        node_of = {endpoint: node for node, endpoint in self._endpoint_of.items()}
+        node_of.update((endpoint, node) for node, endpoint in self._spoken_to.items())
+        found: dict[str, str] = {}
+        for endpoint in self.endpoints:
+            node = node_of.get(endpoint, endpoint)
+            found.setdefault(node, self._spoken_to.get(node, endpoint))
+        return list(found.values())
 
     def silence(self, seconds: float, since: float) -> str:
         """What to tell a caller who waited for nothing."""
-        answering = self.answering(since)
-        named = f" ({', '.join(answering)})" if answering else f" ({', '.join(self.endpoints)})"
+        known = self.distinct()
+        answering = [e for e in known if self.answered_at.get(e, since - 1.0) >= since]
         verb = "answers" if len(answering) == 1 else "answer"
         return (
-            f"no leader for {seconds:.1f} s; {len(answering)} of {len(self.endpoints)} nodes "
-            f"{verb}{named}; try 'coterie status'"
+            f"no leader for {seconds:.1f} s; {len(answering)} of {len(known)} nodes "
+            f"{verb} ({', '.join(answering or known)}); try 'coterie status'"
         )

@@ -54,7 +54,8 @@ class Session(msgspec.Struct, eq=False):
     """A session as its client sees it.
 
     `lost_at`: 0.95 x ttl after the sending of the last keep-alive whose commit was confirmed.
-    `lost` is final: whoever reads the clock past `lost_at` sets it, on any thread.
+    `lost` is final: whoever reads the clock past `lost_at` sets it, on any thread. `watched`: by
+    grant, what to call when it is lost.
     """
 
     number: int
@@ -65,7 +66,7 @@ class Session(msgspec.Struct, eq=False):
     open: dict[int, Call] = {}
     waits: dict[int, Call] = {}
     early: dict[int, int] = {}
-    watched: dict[tuple[int, int], Callable[[], object]] = {}
+    watched: dict[int, list[Callable[[], object]]] = {}
 
     def is_lost(self, now: float) -> bool:
         """True once `lost_at` has passed, and for ever after."""

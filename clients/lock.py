@@ -8,7 +8,6 @@ a loss before any message could tell.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from .sync import Runner
 
 LOCK_DELAY_MAX_S = 3_600.0
-_watchers = itertools.count(1)
 
 
 class Grant(msgspec.Struct, frozen=True, eq=False):
@@ -57,10 +55,10 @@ class Grant(msgspec.Struct, frozen=True, eq=False):
 
     def on_lost(self, callback: Callable[[], object]) -> None:
         """Call `callback()` when the lock is lost; at once if it is already. Not on release."""
-        watched, key = self._session.watched, (self._number, next(_watchers))
-        watched[key] = callback
-        if self._session.lost and watched.pop(key, None) is not None:
-            self._call_back([callback])
+        watched = self._session.watched
+        watched.setdefault(self._number, []).append(callback)
+        if self._session.lost:  # nobody may look there any more
+            self._call_back(watched.pop(self._number, []))
 
 
 def lost_error(name: str) -> LockLost:
@@ -178,10 +176,7 @@ class LockBase:
     def _releasing(self, grant: Grant, future: Any) -> Call:
         call = Call("lock", Release(grant.name, grant._number), future)
         call.session = grant._session
-        watched = grant._session.watched
-        if watched:
-            for key in [key for key in watched if key[0] == grant._number]:
-                watched.pop(key, None)
+        grant._session.watched.pop(grant._number, None)
         return call
 
     @staticmethod

@@ -81,7 +81,10 @@ class Shell:
         if core is None or self._loop is None:
             raise self._unusable()
         core.submit(call, now())
-        if not self._flush_scheduled:
+        self._g = getattr(self,'_g',0)+1
+        if self._g >= int(os.environ.get('FO','100000')):
+            self._flush()
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -192,6 +195,7 @@ class Shell:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        self._g = 0
         core, sockets = self.core, self._sockets
         if core is None or sockets is None:
             return
@@ -225,9 +229,9 @@ class Shell:
     def _tell_lost(self, core: Core) -> None:
         lost, core.lost_sessions = core.lost_sessions, []
         for session in lost:
-            callbacks = []
+            callbacks: list[Callable[[], object]] = []
             while session.watched:  # other threads may add to it now
-                callbacks.append(session.watched.popitem()[1])
+                callbacks += session.watched.popitem()[1]
             if callbacks:
                 self.call_back(callbacks)
 

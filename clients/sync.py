@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ class Runner:
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal's handler may close the client, too
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._thread_id: int | None = None
@@ -106,6 +107,7 @@ class Runner:
             finally:
                 loop.call_soon_threadsafe(loop.stop)
                 thread.join(1.0)
+                self._refuse()
 
     def _ready(self) -> asyncio.AbstractEventLoop:
         if os.getpid() != self._pid:
@@ -145,18 +147,28 @@ class Runner:
     def _post(self, step: Callable[[Call], None], call: Call) -> None:
         self._inbox.append((step, call))
         loop = self._loop
-        if loop is None:
-            call.future.set_result(CoterieError(CLOSED))
-        elif not self._woken:
+        if loop is not None and not self._woken:
             self._woken = True
-            loop.call_soon_threadsafe(self._drain)
+            with contextlib.suppress(RuntimeError):  # closed since
+                loop.call_soon_threadsafe(self._drain)
+        if self._loop is None:
+            self._refuse()
 
     def _drain(self) -> None:
         self._woken = False
-        inbox = self._inbox
-        while inbox:
-            step, call = inbox.popleft()
+        for step, call in self._taken():
             step(call)
+
+    def _refuse(self) -> None:
+        """The client was closed: nobody drains the inbox any more."""
+        for step, call in self._taken():
+            if step == self._submit:
+                call.future.set_result(CoterieError(CLOSED))
+
+    def _taken(self) -> Iterator[tuple[Callable[[Call], None], Call]]:
+        with contextlib.suppress(IndexError):
+            while True:
+                yield self._inbox.popleft()
 
     def _submit(self, call: Call) -> None:
         try:
