@@ -1,7 +1,9 @@
-"""What holds for every test: no module of ours is ever loaded under two names."""
+"""What holds for every test: no module of ours is ever loaded under two names, and a process that
+a test starts can be interrupted."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -55,3 +57,10 @@ def cluster() -> Iterator[coterie.LocalCluster]:
     """Three node processes that all tests share: who hurts a node, heals it."""
     with coterie.LocalCluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell's background job ignores SIGINT, and so would all that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
