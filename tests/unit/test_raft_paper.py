@@ -44,6 +44,21 @@ def test_a_larger_term_is_adopted() -> None:
     world.hand("n1", "n2", Heartbeat(0, 9, 0, 0, 1))
     assert world.group("n2").term == 9
     assert world.nodes["n2"].leader(0) == ("n1", 9)
+    world.restart("n2")
+    assert world.group("n2").term == 9
+
+
+def test_a_new_term_is_durable_before_it_is_answered_in() -> None:
+    """Figure 2: currentTerm is updated on stable storage before responding."""
+    world = World()
+    world.autosync = False
+    world.hand("n1", "n2", Heartbeat(0, 9, 0, 0, 1))
+    world.hand("n1", "n2", Heartbeat(0, 9, 0, 0, 2))
+    assert not world.wire
+    world.sync("n2")
+    assert [letter.message.round for letter in world.wire] == [1, 2]
+    world.hand("n1", "n2", Heartbeat(0, 9, 0, 0, 3))
+    assert len(world.wire) == 3
 
 
 def test_a_leader_in_a_new_term_is_told_even_if_it_is_the_same() -> None:
@@ -299,6 +314,9 @@ def test_a_committed_entry_is_applied_and_its_result_handed_out_once() -> None:
     world.deliver(1, kind=Appended)
     assert len(world.ports["n1"].applied_results[token]) == 2
     world.settle()
+    world.beat("n1")
+    world.settle()
+    assert world.texts("n2") == ["a", "b"]
     assert len(world.ports["n1"].told) == 2 and world.ports["n2"].told == []
 
 
@@ -527,6 +545,8 @@ def test_a_rejection_never_moves_back_what_matched() -> None:
     world.hand("n2", "n1", Rejected(0, 2, 1, 1, 1, 0, 102))
     world.hand("n2", "n1", Rejected(0, 2, match, 1, 1, 0, 102))
     assert (peer.match, peer.next, peer.probing) == (match, match + 1, False)
+    world.hand("n2", "n1", Rejected(0, 2, match + 1, 1, 0, 0, 102))
+    assert (peer.match, peer.next) == (match, match + 1)
 
 
 # --- §5.5, §8 -------------------------------------------------------------------------------------
@@ -668,20 +688,22 @@ def test_a_deposed_leader_tells_who_proposed() -> None:
     is answered although the leadership is over."""
     world = World(settings=Settings(groups=1, apply_operations=1))
     term = world.elect("n1")
-    world.autosync = True
+    world.propose("n1", "applied")
     world.propose("n1", "committed")
     world.deliver(kind=AppendEntries)
-    raft = world.nodes["n1"]
+    raft, port = world.nodes["n1"], world.ports["n1"]
     for letter in world.on_wire(kind=Appended):
         raft.on_message(letter.sender, letter.message)
     world.wire.clear()
-    raft.flush()
-    world.cut = lambda letter: True
-    world.propose("n1", "open")
-    world.hand("n2", "n1", Heartbeat(0, term + 1, 0, 0, 1))
-    port = world.ports["n1"]
-    assert "committed" in port.applied_results and "open" not in port.applied_results
+    with world.one_turn("n1"):
+        world.propose("n1", "open")
+        raft.flush()
+        world.propose("n1", "refused")
+        assert list(port.applied_results) == ["applied"]
+        raft.on_message("n2", Heartbeat(0, term + 1, 0, 0, 1))
+    assert list(port.applied_results) == ["applied", "committed"]
     assert port.failures["open"].code is Code.LEADER_LOST
+    assert port.failures["refused"].code is Code.NOT_LEADER
     assert port.leaders[-1] == (0, "n2", term + 1)
 
 
