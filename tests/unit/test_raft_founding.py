@@ -126,6 +126,15 @@ def test_an_old_answer_of_an_empty_node_does_not_found() -> None:
     assert clusters(world) == {0}
 
 
+def test_only_configured_nodes_count_for_founding() -> None:
+    world = World(founded=False)
+    for name in ("n2", "n3"):
+        world.crash(name)
+    world.hand("x9", "n1", Introduced(0, Member("x9", 5, True), PLUGINS, asker=101))
+    world.advance(3.0)
+    assert clusters(world) == {0}
+
+
 def test_the_first_node_does_not_found_twice() -> None:
     """Its disk is lost while the others live, or one of them: it joins them."""
     world = found()
