@@ -383,7 +383,8 @@ class Replicated:
 
 
 __all__ = [
-    "CONTROL", "Cancel", "Cancelled", "ClientId", "Command", "Failure", "GroupId", "GroupState", "Hint", "Internal",
-    "LogPlugin", "LogPort", "Message", "Moment", "NodeId", "Operation", "Plugin", "Port", "Query", "Record",
-    "Replicated", "Request", "Result", "SessionId", "StateMachine", "WriteNumber",
+    "CONTROL", "Cancel", "Cancelled", "ClientId", "Command", "Failure", "GroupId", "GroupState",
+    "Hint", "Internal", "LogPlugin", "LogPort", "Message", "Moment", "NodeId", "Operation",
+    "Plugin", "Port", "Query", "Record", "Replicated", "Request", "Result", "SessionId",
+    "StateMachine", "WriteNumber",
 ]  # fmt: skip

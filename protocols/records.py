@@ -14,7 +14,7 @@ import msgspec
 NodeId: TypeAlias = str
 GroupId: TypeAlias = int
 WriteNumber: TypeAlias = int
-"""Counts the calls of `LogPort.persist` of one process; durable up to n means every write <= n is."""
+"""Counts the calls of `LogPort.persist` of a process; durable up to n: every write <= n is."""
 
 NOOP, COMMANDS, CONFIGURATION = 0, 1, 2
 """Kinds of entries. A NOOP opens a term or is a tick that only moves the log time."""
