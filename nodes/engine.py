@@ -96,7 +96,7 @@ class Engine:
         self.describe: Callable[[], dict[str, Any]] = self.status
         """What the node tells of itself; its process adds what only it knows."""
         self.refusing: Failure | None = None
-        """While set (full or slow disk), clients' operations get this answer; queries are served."""
+        """While set (full or slow disk), clients' operations get this answer, not their queries."""
 
     def start(self, now: float) -> Effects:
         """Start the plugins; their first effects."""
