@@ -222,14 +222,14 @@ class Calls:
                 self._set_deadline(call, now + CANCEL_GRACE_S)
 
     def _give_up(self, now: float) -> None:
-        """Tell those who do not wait for their turn that the cluster has been silent too long."""
+        """Tell those who do not wait for their turn that the cluster has been silent too long:
+        altogether, or twice as long to this call alone."""
         limit = now - self._timeout_s
-        if self._heard_at > limit:
-            return
+        oldest = limit if self._heard_at <= limit else limit - self._timeout_s
         for call in self._everything():
-            if call.waits or call.completed or call.submitted_at > limit:
+            if call.waits or call.completed or call.submitted_at > oldest:
                 continue
-            text = self.nodes.silence(now - max(call.submitted_at, self._heard_at), limit)
+            text = self._silence(call, now, limit)
             if type(call.operation) is Release:  # goes on: its caller could not repeat it
                 self._complete(call, Indeterminate(f"the release is still under way: {text}"))
             elif type(call.operation) is Acquire or call.state == UNSENT:
@@ -239,3 +239,11 @@ class Calls:
                 self._finish(call, Unavailable(text))
             else:
                 self._complete(call, Indeterminate(f"it may have been done: {text}"))
+
+    def _silence(self, call: Call, now: float, limit: float) -> str:
+        if self._heard_at <= limit:
+            return self.nodes.silence(now - max(call.submitted_at, self._heard_at), limit)
+        return (
+            f"no answer for {now - call.submitted_at:.1f} s, though the leader "
+            f"({self.nodes.leader}) answers others; does it know {call.plugin!r}?"
+        )

@@ -211,7 +211,7 @@ class AsyncLock(LockBase):
                 raise
             if type(result) is not Granted:
                 return self._refused(result)
-            if self._keep(asyncio.current_task(), call, result) is not None:
+            if self._keep(shell.task(), call, result) is not None:
                 return True
 
     async def release(self) -> None:
@@ -255,7 +255,7 @@ class AsyncLock(LockBase):
             error.add_note(f"{type(failure).__name__}: {failure}")
 
     def _owner(self) -> object:
-        return asyncio.current_task()
+        return self._shell.task()
 
 
 class Lock(LockBase):

@@ -69,10 +69,18 @@ class Shell:
 
     def future(self) -> asyncio.Future[Any]:
         """A future of the loop; connects at first use. Raises `CoterieError`."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._start(loop)
+        loop = self._loop
+        # Who awaits it on another running loop is told so by asyncio itself; asking which loop
+        # runs here costs a system call.
+        if loop is None or not loop.is_running():
+            loop = asyncio.get_running_loop()
+            if loop is not self._loop:
+                self._start(loop)
         return loop.create_future()
+
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that runs now."""
+        return asyncio.current_task(self._loop)
 
     def attach(self) -> None:
         """Belong to the running loop from now on. Raises `CoterieError`."""

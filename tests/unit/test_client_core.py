@@ -564,6 +564,20 @@ def test_a_release_goes_on_though_its_caller_was_told(cluster: Cluster) -> None:
     assert cluster.locks() == {}
 
 
+def test_silence_to_one_call_alone_ends_too(cluster: Cluster) -> None:
+    client = Driven(cluster, timeout=2.0)
+    client.acquire("a")
+    client.lose = lambda endpoint, frame: b"odd" in frame
+    call, waiting = Call("lock", Release("odd", 1)), client.acquire("odd")
+    client.core.submit(call, client.now)
+    client.exchange()
+    client.pass_time(3.9)
+    assert not call.completed
+    client.pass_time(0.6)
+    assert isinstance(call.result, Indeterminate) and "answers others" in str(call.result)
+    assert not waiting.completed
+
+
 def test_a_query_needs_no_session(cluster: Cluster) -> None:
     client = Driven(cluster)
     call = Call("lock", Inspect("a"))
