@@ -7,7 +7,6 @@ a loss before any message could tell.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable
 from types import TracebackType
