@@ -7,6 +7,7 @@ a loss before any message could tell.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -153,24 +154,18 @@ class LockBase:
                 return grants[-1]
         raise RuntimeError("release unlocked lock")
 
-    def _take(self) -> Grant:
-        """The present grant, out of the lock's hands."""
+    def _drop(self, grant: Grant) -> None:
+        """Let go of a grant. Raises RuntimeError if another thread or task was quicker."""
         owner = self._owner()
-        if owner not in self._held:
-            owner = next(reversed(list(self._held)), None)
+        if grant not in self._held.get(owner, ()):
+            owner = next((o for o, held in list(self._held.items()) if grant in held), None)
         try:
             grants = self._held[owner]
-            grant = grants.pop()
-        except (KeyError, IndexError):  # another thread was quicker
+            grants.remove(grant)
+        except (KeyError, ValueError):
             raise RuntimeError("release unlocked lock") from None
         if not grants:
             self._held.pop(owner, None)
-        if grant._session.is_lost(now()):
-            raise lost_error(self.name)
-        return grant
-
-    def _put_back(self, grant: Grant) -> None:
-        self._held.setdefault(self._owner(), []).append(grant)
 
     def _releasing(self, grant: Grant, future: Any) -> Call:
         call = Call("lock", Release(grant.name, grant._number), future)
@@ -179,12 +174,12 @@ class LockBase:
         return call
 
     @staticmethod
-    def _refused(result: object) -> bool:
-        """False for a lock that was not had in time; raises for anything else."""
+    def _refused(result: object) -> None:
+        """Nothing for a lock that was not had in time; raises for anything else."""
         try:
             result_of(result)
         except Timeout:
-            return False
+            return None
         raise CoterieError(f"the cluster answered {result!r} to an acquire")
 
 
@@ -199,6 +194,9 @@ class AsyncLock(LockBase):
         `blocking`. Raises `Unavailable` (not blocking) or `Busy`."""
         if timeout != -1 or not blocking:
             check_timeout(blocking, timeout)
+        return await self._acquire(blocking, timeout) is not None
+
+    async def _acquire(self, blocking: bool, timeout: float) -> Grant | None:
         shell = self._shell
         while True:
             call = self._call(shell.future(), blocking, timeout)
@@ -210,21 +208,22 @@ class AsyncLock(LockBase):
                 raise
             if type(result) is not Granted:
                 return self._refused(result)
-            if self._keep(shell.task(), call, result) is not None:
-                return True
+            grant = self._keep(shell.task(), call, result)
+            if grant is not None:
+                return grant
 
     async def release(self) -> None:
         """Give the lock back. Raises RuntimeError if it is not held, `LockLost` if it is lost.
 
         Cancelled, or with the cluster silent (`Indeterminate`), the release goes on by itself.
         """
-        grant = self._take()
-        try:
-            call = self._releasing(grant, self._shell.future())
-            self._shell.submit(call)
-        except BaseException:
-            self._put_back(grant)
-            raise
+        grant = self._present()
+        if grant.lost:
+            self._drop(grant)
+            raise lost_error(self.name)
+        call = self._releasing(grant, self._shell.future())
+        self._shell.submit(call)
+        self._drop(grant)
         result = await call.future
         if type(result) is not Released:
             raise released_error(self.name, result)
@@ -236,9 +235,10 @@ class AsyncLock(LockBase):
         return is_held(await call.future)
 
     async def __aenter__(self) -> Grant:
-        if not await self.acquire(True, self._timeout):
+        grant = await self._acquire(True, self._timeout)
+        if grant is None:
             raise timeout_error(self.name, self._timeout)
-        return self._present()
+        return grant
 
     async def __aexit__(
         self,
@@ -271,41 +271,77 @@ class Lock(LockBase):
     ) -> None:
         super().__init__(shell, name, shared, timeout, lock_delay)
         self._runner = runner
+        self._mutex = threading.RLock()
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; False if it was not had in `timeout` seconds, or at once if not
         `blocking`. Raises `Unavailable` (not blocking) or `Busy`."""
         if timeout != -1 or not blocking:
             check_timeout(blocking, timeout)
+        return self._acquire(blocking, timeout) is not None
+
+    def _acquire(self, blocking: bool, timeout: float) -> Grant | None:
         runner = self._runner
         while True:
             call = self._call(runner.waiter(), blocking, timeout)
+            grant = None
             try:
                 runner.submit(call)
                 result = call.future.wait()
                 if type(result) is not Granted:
                     return self._refused(result)
-                if self._keep(threading.get_ident(), call, result) is not None:
-                    return True
+                grant = self._keep(threading.get_ident(), call, result)
+                # Here nothing may stand at which a signal's handler runs: the grant would be
+                # in nobody's hands (CPython looks for signals after calls of C functions).
+                if grant is not None:
+                    return grant
             except BaseException:
+                self._forget(call)
                 runner.cancel(call)
                 raise
+
+    def _keep(self, owner: object, call: Call, granted: Granted) -> Grant | None:
+        with self._mutex:
+            return super()._keep(owner, call, granted)
+
+    def _drop(self, grant: Grant) -> None:
+        with self._mutex:
+            super()._drop(grant)
+
+    def _forget(self, call: Call) -> None:
+        """An interrupted acquire holds nothing, even if it had just been granted."""
+        if type(call.result) is Granted:
+            held = self._held.get(threading.get_ident(), [])
+            for grant in [grant for grant in held if grant._number == call.result.grant]:
+                self._drop(grant)
 
     def release(self) -> None:
         """Give the lock back. Raises RuntimeError if it is not held, `LockLost` if it is lost.
 
         Interrupted, or with the cluster silent (`Indeterminate`), the release goes on by itself.
         """
-        grant = self._take()
+        grant = None
         try:
-            call = self._releasing(grant, self._runner.waiter())
-            self._runner.submit(call)
-        except BaseException:
-            self._put_back(grant)
+            grant = self._present()
+            result = self._release(grant)
+        except (RuntimeError, CoterieError):
             raise
-        result = call.future.wait()
+        except BaseException:  # raised by a signal's handler, wherever we were
+            grant = grant or self._present()
+            with contextlib.suppress(RuntimeError):
+                self._drop(grant)
+            self._runner.submit(self._releasing(grant, self._runner.waiter()))
+            raise
         if type(result) is not Released:
             raise released_error(self.name, result)
+
+    def _release(self, grant: Grant) -> object:
+        call = self._releasing(grant, self._runner.waiter())
+        self._drop(grant)
+        if grant.lost:
+            raise lost_error(self.name)
+        self._runner.submit(call)
+        return call.future.wait()
 
     def locked(self) -> bool:
         """True if anyone, anywhere, holds the lock."""
@@ -314,9 +350,10 @@ class Lock(LockBase):
         return is_held(call.future.wait())
 
     def __enter__(self) -> Grant:
-        if not self.acquire(True, self._timeout):
+        grant = self._acquire(True, self._timeout)
+        if grant is None:
             raise timeout_error(self.name, self._timeout)
-        return self._present()
+        return grant
 
     def __exit__(
         self,
