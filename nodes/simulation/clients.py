@@ -104,6 +104,9 @@ class SimulatedClient:
                     self.completed += 1
                     call.future(call)
             completed = core.take_completed()
+        lost, core.lost_sessions = core.lost_sessions, []
+        for session in lost:
+            self.judge.lost(self.name, session.number, session.lost_at - now)
         send = self.world.network.send
         for endpoint, frame in core.flush(now):
             send(self.world.now, self.name, endpoint, frame)

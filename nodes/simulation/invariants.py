@@ -6,6 +6,8 @@ the records the node wrote, and compared with all others (Ongaro's thesis, figur
 * election safety       at most one leader per group and term;
 * log matching          an entry of the same index and term has the same predecessor everywhere;
 * leader completeness   a leader holds every entry committed in an earlier term;
+* commitment            what a leader applies first is on a majority of the disks, below an entry
+                        of its own term that is there too (paper §5.4.2);
 * state machine safety  what is applied at an index is the same on every node, and so is the state;
 * one vote              per group, term and incarnation, also over crashes (kept or told);
 * durability            a disk gives back what it was told to keep, and at most one batch more;
@@ -99,6 +101,7 @@ class Invariants:
         self._moments: dict[tuple[GroupId, int], tuple[int, int]] = {}
         self._states: dict[tuple[GroupId, int], bytes] = {}
         self._lives: dict[str, Life] = {}
+        self._replaced: list[tuple[str, dict[GroupId, Shadow]]] = []
 
     # Called by the nodes
 
@@ -116,7 +119,8 @@ class Invariants:
         self._lives[node.name] = Life(found, copy, {}, {})
 
     def wiped(self, node: SimulatedNode) -> None:
-        del self._lives[node.name]
+        # What it acknowledged counted when it did.
+        self._replaced.append((node.name, self._lives.pop(node.name).kept))
 
     def durable(self, node: SimulatedNode, records: Sequence[Record]) -> None:
         """The node is about to be told that these records are on its disk."""
@@ -214,6 +218,7 @@ class Invariants:
         shadow = life.written[group]
         if applied > len(shadow.slots):
             raise Violation(f"{node.name} applied {applied} of {len(shadow.slots)} entries")
+        new = applied > len(committed)
         for index in range(last, applied):
             slot = shadow.slots[index]
             if index == len(committed):
@@ -221,6 +226,8 @@ class Invariants:
             elif committed[index][0] != slot:
                 raise Violation(f"{node.name} applies another entry {index + 1} in group {group}")
         life.applied[group] = applied
+        if new and node.leads(group):
+            self._committed(node, group, shadow)
         moment = (replica.number, replica.time_us)
         before = life.moments.get(group, (0, 0))
         if moment[0] < before[0] or moment[1] < before[1]:
@@ -230,6 +237,28 @@ class Invariants:
             raise Violation(f"{node.name}: number, time {moment} at entry {applied} of {group}")
         if applied % CHECKPOINT == 0:
             self.compare_state(node, group)
+
+    def _committed(self, node: SimulatedNode, group: GroupId, shadow: Shadow) -> None:
+        assert node.engine is not None
+        configuration = node.engine.log.configuration()
+        assert configuration is not None
+        majority = sum(member.voter for member in configuration.members) // 2 + 1
+        disks = [(name, life.kept) for name, life in self._lives.items()] + self._replaced
+        first = len(self.committed[group]) - 1
+        for index in range(first, len(shadow.slots)):
+            slot = shadow.slots[index]
+            if slot.term == shadow.term:
+                holders = {
+                    name: None
+                    for name, kept in disks
+                    if group in kept and slot in kept[group].slots[index : index + 1]
+                }
+                if len(holders) >= majority:
+                    return
+        raise Violation(
+            f"{node.name} applies entry {first + 1} of group {group}, but no majority has it and"
+            f" an entry of term {shadow.term} on disk"
+        )
 
     def compare_state(self, node: SimulatedNode, group: GroupId) -> bytes:
         """The state is the same as every other node's at this index."""

@@ -61,6 +61,11 @@ class Judge:
         self._last[name] = (token, belief.shared)
         self._beliefs[name] = [*others, belief]
 
+    def lost(self, client: str, session: int, left_s: float) -> None:
+        """A session is over for its client, which by its own clock had still so long."""
+        if left_s > 0:
+            raise Violation(f"session {session} of {client} ended {left_s:.3f} s before its time")
+
     def added(self, client: str, amount: int, total: int, floor: int) -> None:
         """An `Add` was answered with `total`; `floor` was `high` when it was first sent."""
         if total - amount < floor:

@@ -81,9 +81,9 @@ class SimulatedNode:
     def paused(self) -> bool:
         return self.world.now < self.paused_until_s
 
-    def leads(self) -> bool:
-        """It thinks it leads the control group."""
-        return self.engine is not None and self.engine.log.leader(CONTROL)[0] == self.name
+    def leads(self, group: int = CONTROL) -> bool:
+        """It thinks it leads the group."""
+        return self.engine is not None and self.engine.log.leader(group)[0] == self.name
 
     def clock(self) -> float:
         return self._clock_offset_s + self.world.now * self._clock_rate
