@@ -1,71 +1,28 @@
-"""Locks and the grants they give.
+"""Locks, for tasks and for threads.
 
-The law: a grant is never handed out after it was lost, and whatever ends a wait leaves nothing
-held and nobody waiting. `lost`, `token` and `ensure_held` read the clock themselves: they know of
-a loss before any message could tell.
+The law: a grant is never handed out after it was lost, and whatever ends a wait, a cancellation or
+a signal at any moment, leaves nothing held and nobody waiting.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
-from ..protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
+from ..protocols.lock.messages import Acquire, Granted, Inspect, Release, Released
 from ..protocols.lock.plugin import name_is_good
 from .clock import now
 from .core import Call
-from .core_records import Session
-from .errors import BadName, CoterieError, LockLost, SessionExpired, Timeout, result_of
+from .errors import BadName, CoterieError, Timeout, result_of
+from .grant import Grant, is_held, lost_error, released_error, timeout_error
 from .shell import Shell
 
 if TYPE_CHECKING:
     from .sync import Runner
 
 LOCK_DELAY_MAX_S = 3_600.0
-
-
-class Grant(msgspec.Struct, frozen=True, eq=False):
-    """A lock while it is held. Immutable, and true; it knows itself whether it was lost."""
-
-    name: str
-    mode: Literal["exclusive", "shared"]
-    token: int
-    """Fences the resource: rises strictly from each exclusive holder to the next."""
-    _number: int
-    _session: Session
-    _call_back: Callable[[list[Callable[[], object]]], None]
-
-    def __repr__(self) -> str:
-        return f"Grant(name={self.name!r}, mode={self.mode!r}, token={self.token})"
-
-    @property
-    def lost(self) -> bool:
-        """True once the session of this grant was not kept alive in time; final."""
-        return self._session.is_lost(now())
-
-    def ensure_held(self) -> None:
-        """Raise `LockLost` if the lock is lost."""
-        if self._session.is_lost(now()):
-            raise lost_error(self.name)
-
-    def on_lost(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` when the lock is lost; at once if it is already. Not on release."""
-        watched = self._session.watched
-        watched.setdefault(self._number, []).append(callback)
-        if self._session.lost:  # nobody may look there any more
-            self._call_back(watched.pop(self._number, []))
-
-
-def lost_error(name: str) -> LockLost:
-    return LockLost(
-        f"the lock {name!r} is lost: its session was not kept alive in time; "
-        "what it guards may have another holder, so stop using it"
-    )
 
 
 def check_timeout(blocking: bool, timeout: float) -> None:
@@ -327,21 +284,26 @@ class Lock(LockBase):
         except (RuntimeError, CoterieError):
             raise
         except BaseException:  # raised by a signal's handler, wherever we were
-            grant = grant or self._present()
-            with contextlib.suppress(RuntimeError):
-                self._drop(grant)
-            self._runner.submit(self._releasing(grant, self._runner.waiter()))
+            self._let_go(grant)
             raise
         if type(result) is not Released:
             raise released_error(self.name, result)
 
     def _release(self, grant: Grant) -> object:
-        call = self._releasing(grant, self._runner.waiter())
-        self._drop(grant)
         if grant.lost:
+            self._drop(grant)
             raise lost_error(self.name)
+        call = self._releasing(grant, self._runner.waiter())
         self._runner.submit(call)
+        self._drop(grant)  # in this order: what is still in hand was not surely submitted
         return call.future.wait()
+
+    def _let_go(self, grant: Grant | None) -> None:
+        """A release was interrupted: see that it goes on, without waiting for it."""
+        grant = grant or self._present()
+        if any(grant in held for held in list(self._held.values())):
+            self._runner.submit(self._releasing(grant, self._runner.waiter()))
+            self._drop(grant)
 
     def locked(self) -> bool:
         """True if anyone, anywhere, holds the lock."""
@@ -361,35 +323,22 @@ class Lock(LockBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        grant = None
         try:
+            grant = self._present()
             self.release()
         except CoterieError as failure:
             if error is None:
                 raise
             error.add_note(f"{type(failure).__name__}: {failure}")
+        except RuntimeError:
+            raise
+        except BaseException:
+            self._let_go(grant)
+            raise
 
     def _owner(self) -> object:
         return threading.get_ident()
 
 
-def is_held(result: object) -> bool:
-    states = result_of(result)
-    assert isinstance(states, LockStates)
-    return bool(states.locks and states.locks[0].holders)
-
-
-def timeout_error(name: str, timeout: float) -> Timeout:
-    return Timeout(
-        f"the lock {name!r} was not had in {timeout:g} s; 'coterie locks ls' tells who holds it"
-    )
-
-
-def released_error(name: str, result: object) -> CoterieError:
-    """Why a release was not confirmed."""
-    try:
-        result_of(result)
-    except CoterieError as error:
-        if isinstance(error, (SessionExpired, LockLost)):
-            return lost_error(name)
-        return error
-    return CoterieError(f"the cluster answered {result!r} to a release")
+__all__ = ["AsyncLock", "Grant", "Lock"]

@@ -149,8 +149,13 @@ class Runner:
         loop = self._loop
         if loop is not None and not self._woken:
             self._woken = True
-            with contextlib.suppress(RuntimeError):  # closed since
+            try:
                 loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                pass  # closed since; refused below
+            except BaseException:  # a signal's handler: the next call wakes the loop
+                self._woken = False
+                raise
         if self._loop is None:
             self._refuse()
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from processes import DEADLINE_S, clean_environment, until
@@ -150,6 +151,49 @@ sys.stdin.readline()
         assert code == 0, complaints
     finally:
         process.kill()
+
+
+def test_an_interrupt_wherever_python_looks_for_signals(
+    cluster: coterie.LocalCluster, watcher: coterie.Client, name: str
+) -> None:
+    """CPython runs a signal's handler at the start of a function and after a call of a C
+    function. The only such place that cannot be guarded is the very start of `__exit__`."""
+    moment = 0
+    left = 0
+
+    def strike(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        code = frame.f_code
+        ours = code.co_filename.endswith(("clients/lock.py", "clients/sync.py"))
+        if event not in ("call", "c_return") or not (ours or "asyncio" in code.co_filename):
+            return
+        if event == "call" and code.co_name == "__exit__":
+            return
+        left -= 1
+        if left == 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    with cluster.client() as client:
+        lock = client.lock(name)
+        with lock:
+            pass
+        while left <= 0:
+            moment += 1
+            left = moment
+            sys.setprofile(strike)
+            try:
+                with lock:
+                    pass
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.setprofile(None)
+            assert not any(lock._held.values()), moment
+            with lock:  # the client is as good as before, and nothing of the name is held
+                assert claims(watcher, name)[0] == 1
+    assert moment > 30
+    assert claims(watcher, name) == (0, 0)
 
 
 def ended_after(process: subprocess.Popen[str], line: str) -> tuple[int, str, str]:
