@@ -156,8 +156,12 @@ class Faults:
         self.world.network.cut(sender, to, self.world.now + self._cut_s())
 
     def slow_disk(self, node: SimulatedNode) -> None:
-        self._count("slow_disk", node.name)
-        node.slow_until_s = self.world.now + self.random.random()
+        """Syncs take up to half a second: of one node, or of all (they share a storage)."""
+        shared = self.random.random() < 0.3
+        self._count("slow_disk", "all" if shared else node.name)
+        until = self.world.now + self.random.random() * 2.0
+        for each in self.world.nodes.values() if shared else (node,):
+            each.slow_until_s = until
 
     def replace_disk(self, node: SimulatedNode) -> None:
         """The node loses its disk and comes back with an empty one."""

@@ -240,8 +240,8 @@ class Invariants:
 
     def _committed(self, node: SimulatedNode, group: GroupId, shadow: Shadow) -> None:
         assert node.engine is not None
-        configuration = node.engine.log.configuration()
-        assert configuration is not None
+        raft: Any = node.engine.log
+        configuration = raft.configuration(group)
         majority = sum(member.voter for member in configuration.members) // 2 + 1
         disks = [(name, life.kept) for name, life in self._lives.items()] + self._replaced
         first = len(self.committed[group]) - 1
