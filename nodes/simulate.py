@@ -16,6 +16,7 @@ from functools import partial
 
 import click
 
+from .simulation.faults import KINDS
 from .simulator import Failed, Options, Summary, simulate
 
 
@@ -28,12 +29,20 @@ def _seeds(context: click.Context, parameter: click.Parameter, value: str | None
     return range(int(first), int(last) + 1)
 
 
+def _faults(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    unknown = [kind for kind in value.split(",") if value and kind not in KINDS]
+    if unknown:
+        raise click.BadParameter(f"no such fault: {unknown[0]}; there are {', '.join(KINDS)}")
+    return value
+
+
 @click.command("simulate")
 @click.option("--seed", type=click.IntRange(0), help="Run one world and tell what happened.")
 @click.option("--seeds", callback=_seeds, metavar="A..B", help="Run a world for each of these.")
 @click.option("--seconds", type=click.FloatRange(0.5), default=10.0, help="Simulated, with faults.")
 @click.option("--nodes", type=click.IntRange(1, 9), default=3, help="Nodes of the cluster.")
 @click.option("--groups", type=click.IntRange(0, 16), default=0, help="0: the seed chooses.")
+@click.option("--faults", callback=_faults, default="", help="Only these: crash,cut,… and often.")
 @click.option("--processes", type=click.IntRange(1), default=1, help="Share the seeds among these.")
 @click.option("--trace", is_flag=True, help="Print every event of the one world.")
 def command(
@@ -42,6 +51,7 @@ def command(
     seconds: float,
     nodes: int,
     groups: int,
+    faults: str,
     processes: int,
     trace: bool,
 ) -> None:
@@ -54,7 +64,7 @@ def command(
         raise click.UsageError("give --seed N or --seeds A..B")
     if trace and seed is None:
         raise click.UsageError("--trace goes with --seed")
-    options = Options(seconds, nodes, groups)
+    options = Options(seconds, nodes, groups, faults)
     if seed is not None:
         _tell_one(seed, options, trace)
     elif seeds is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,7 +101,7 @@ class Summary(msgspec.Struct):
     operations: int
     frames: int
     faults: dict[str, int]
-    trace: int
+    torn: int
 
 
 class Failed(Exception):
@@ -130,7 +129,8 @@ class World:
         self.options = options or Options()
         self.now = 0.0
         self.events = 0
-        self.trace = 0
+        self.torn = 0
+        """Crashes that struck while a disk was writing."""
         self._tell = tell
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
@@ -197,7 +197,7 @@ class World:
             self.clients.completed,
             self.network.sent,
             self.faults.counts,
-            self.trace,
+            self.torn,
         )
 
     # Time
@@ -232,9 +232,7 @@ class World:
         note = (self.now, kind, who, what)
         self._story.append(note)
         if self._tell is not None:
-            line = _line(*note)
-            self.trace = zlib.crc32(line.encode(), self.trace)
-            self._tell(line)
+            self._tell(_line(*note))
 
     def story(self) -> str:
         """The last events."""

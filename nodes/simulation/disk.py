@@ -23,7 +23,6 @@ class SimulatedDisk:
     def __init__(self, source: random.Random, incarnation: int) -> None:
         self.incarnation = incarnation
         self.cluster = 0
-        self.crashes_torn = 0
         self._random = source
         self._files: dict[str, bytearray] = {}
         self._journal: list[Step] = []
@@ -65,12 +64,12 @@ class SimulatedDisk:
             if step[0] == "write" and not _synced(journal[place:], step[1])
         ]
 
-    def crash(self) -> None:
-        """Power is lost now, somewhere within the calls that have not returned."""
+    def crash(self) -> bool:
+        """Power is lost now, somewhere within the calls that have not returned. True if there
+        were any."""
         journal, self._journal = self._journal, []
         if not journal:
-            return
-        self.crashes_torn += 1
+            return False
         for step in reversed(journal):
             self._undo(step)
         reached = self._random.randrange(len(journal) + 1)
@@ -78,6 +77,7 @@ class SimulatedDisk:
             self._redo(step, whole=_synced(journal[place:reached], step[1]))
         if reached < len(journal) and journal[reached][0] == "create":
             self._create_in_part(journal[reached])
+        return True
 
     def _undo(self, step: Step) -> None:
         kind, name = step[0], step[1]

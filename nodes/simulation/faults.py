@@ -164,8 +164,9 @@ class Faults:
             each.slow_until_s = until
 
     def replace_disk(self, node: SimulatedNode) -> None:
-        """The node loses its disk and comes back with an empty one."""
-        if not node.up or not self.world.whole():
+        """The node loses its disk and comes back with an empty one. Of fewer than three the
+        others are no majority."""
+        if len(self.world.nodes) < 3 or not node.up or not self.world.whole():
             return
         self._count("replace_disk", node.name)
         node.crash()

@@ -130,7 +130,7 @@ class SimulatedNode:
         self.engine = self.log = None
         self.life += 1
         self._clear()
-        self.disk.crash()
+        self.world.torn += self.disk.crash()
 
     def wipe(self) -> None:
         """The node is down and its disk is replaced: an empty directory, a new incarnation."""
