@@ -76,6 +76,7 @@ class Group:
         self.heard_at = -FOREVER
         self.votes: dict[NodeId, bool] = {}
         self.time_us = state.entries[-1].time_us if state.entries else 0
+        self.time_term = 0  # whose time that is: the term of the leader that told it
         self.clock_us = 0
         # Membership: every configuration in the log; the last one counts (thesis §4.1).
         self.configurations: list[tuple[int, Configuration]] = []
@@ -114,6 +115,26 @@ class Group:
                 self.clock_us = now_us
                 self.time_us += min(step_us, self.settings.time_step_us)
         return self.time_us
+
+    def hear_time(self, term: int, time_us: int) -> None:
+        """The leader of `term` was at `time_us`."""
+        if term > self.time_term:
+            self.time_term, self.time_us = term, time_us
+        elif time_us > self.time_us:
+            self.time_us = time_us
+
+    def _take_over_time(self) -> None:
+        """Go on from the last leader's time, if our log is the one it counted for.
+
+        A leader that did not know of another's entries and heartbeats may have counted from
+        further behind. Deadlines in its entries are by its own time: to go on from the other's
+        would bring them nearer than they were promised.
+        """
+        log = self.log
+        last_us = log.entries[-1].time_us if log.entries else self.replica.time_us
+        if self.time_term != log.last_term or last_us > self.time_us:
+            self.time_us = last_us
+        self.time_term = self.term
 
     def rearm(self) -> None:
         """Draw a new election timeout (paper §5.2: randomized) and start it."""
@@ -237,6 +258,7 @@ class Group:
     def become_leader(self) -> None:
         """Lead the term: open it with a no-op, which commits what came before (paper §8)."""
         log = self.log
+        self._take_over_time()
         self.role, self.leader = Role.LEADER, self.node
         self.deadline = FOREVER
         self.clock_us = int(self.turn.port.now() * 1e6)
@@ -294,8 +316,7 @@ class Group:
         if first <= log.last_index:
             self.truncate(first)
         log.extend(entries)
-        if entries[-1].time_us > self.time_us:
-            self.time_us = entries[-1].time_us
+        self.hear_time(self.term, entries[-1].time_us)
         self._record(entries)
 
     def truncate(self, index: int) -> None:

@@ -80,8 +80,7 @@ def on_heartbeat(group: Group, sender: NodeId, message: Heartbeat) -> None:
     commit = min(message.commit, group.log.last_index)
     if commit > group.commit:
         group.commit = commit
-    if message.time_us > group.time_us:
-        group.time_us = message.time_us
+    group.hear_time(message.term, message.time_us)
     group.respond(sender, Heard(group.group, group.term, message.round, group.incarnation))
 
 
