@@ -244,15 +244,19 @@ class World:
     # What the faults ask
 
     def whole(self) -> bool:
-        """All nodes are up, and a leader counts each of them as a voter as it is now."""
-        if any(not node.up or node.paused for node in self.nodes.values()):
+        """All nodes are up, and every group's leader counts each of them as the voter it is."""
+        nodes = self.nodes.values()
+        if any(not node.up or node.paused for node in nodes):
             return False
-        leader = next((node for node in self.nodes.values() if node.leads()), None)
-        configuration = leader.engine.log.configuration() if leader and leader.engine else None
-        if configuration is None:
-            return False
-        voters = {m.node: m.incarnation for m in configuration.members if m.voter}
-        return all(voters.get(n.name) == n.disk.incarnation for n in self.nodes.values())
+        for group in range(self.drawn.groups):
+            leader = next((node for node in nodes if node.leads(group)), None)
+            if leader is None or leader.engine is None:
+                return False
+            raft: Any = leader.engine.log
+            voters = {m.node: m.incarnation for m in raft.configuration(group).members if m.voter}
+            if any(voters.get(node.name) != node.disk.incarnation for node in nodes):
+                return False
+        return True
 
     def client_names(self) -> list[str]:
         return self.clients.names()
