@@ -8,6 +8,7 @@ waiting.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -97,8 +98,11 @@ class Guard:
 
     def _wait(self) -> int:
         assert self._pid is not None
-        # Not reaped yet, so that its number cannot be another's while somebody sends a signal.
-        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        with self._woken_by_signals() as woken:
+            # Not reaped yet, so that its number cannot be another's while one sends a signal.
+            while os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+                select.select([woken], [], [])
+                os.read(woken, 4096)
         with self._mutex:
             self._ended.set()
             _, status = os.waitpid(self._pid, 0)
@@ -106,6 +110,22 @@ class Guard:
             return LOST
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code
+
+    @contextmanager
+    def _woken_by_signals(self) -> Iterator[int]:
+        """A descriptor that every signal makes readable, the end of a child too: no signal can
+        fall between looking and sleeping."""
+        woken, waker = os.pipe()
+        os.set_blocking(waker, False)
+        handler = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        before = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        try:
+            yield woken
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGCHLD, handler)
+            os.close(woken)
+            os.close(waker)
 
     def _kill(self, number: int) -> None:
         with self._mutex:

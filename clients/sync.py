@@ -11,6 +11,7 @@ import _thread
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -138,6 +139,8 @@ class Runner:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self._thread_id = threading.get_ident()
+        # A signal that this thread took would not wake the main thread, which runs the handlers.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         asyncio.set_event_loop(loop)
         try:
             loop.run_forever()
@@ -191,6 +194,8 @@ def call_back(callbacks: list[Callable[[], object]]) -> None:
 
 
 def _work(waiting: deque[Callable[[], object]]) -> None:
+    # Not as in the loop's thread: a process that a callback starts would inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     while True:
         try:
             callback = waiting.popleft()
