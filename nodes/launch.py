@@ -8,6 +8,7 @@ and it never outlives that process: it ends when the pipe it inherited does, and
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class Launch:
     ) -> None:
         self.plans = tuple(plans)
         self.directory = directory
+        self._remove = remove
         self._options = tuple(options)
         self._environ = environment(env)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -183,7 +185,17 @@ class Launch:
                 process.wait()
             for descriptor in (self._owner, self._alive):
                 os.close(descriptor)
+            self._end_watcher()
+
+    def _end_watcher(self) -> None:
+        """It ends by itself when the nodes have; what it cannot do any more is done here."""
+        try:
+            self._watcher.wait(TERM_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._watcher.kill()
             self._watcher.wait()
+        if self._remove:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def let_go(self) -> None:
         """Close this process's ends of the pipes: what a forked child does at once, so that the

@@ -130,6 +130,18 @@ def test_nothing_is_left_after_close() -> None:
         cluster.leader()
 
 
+def test_nothing_is_left_after_close_even_if_the_watcher_was_killed() -> None:
+    with coterie.LocalCluster(1) as cluster:
+        directory = cluster.data_dir
+        (watching,) = (line for line in processes_of(directory) if "watcher.py" in line)
+        os.kill(int(watching.split()[0]), signal.SIGKILL)
+        cluster.kill(0)
+        cluster.restart(0)
+        assert cluster.leader() == 0
+    assert not directory.exists()
+    assert processes_of(directory) == []
+
+
 OWNER = """
 import coterie, os, sys
 cluster = coterie.LocalCluster(3)
