@@ -244,18 +244,16 @@ class World:
     # What the faults ask
 
     def whole(self) -> bool:
-        """All nodes are up, and every group's leader counts each of them as the voter it is."""
-        nodes = self.nodes.values()
-        if any(not node.up or node.paused for node in nodes):
-            return False
-        for group in range(self.drawn.groups):
-            leader = next((node for node in nodes if node.leads(group)), None)
-            if leader is None or leader.engine is None:
+        """All nodes are up, and each knows as committed that all of them vote as they are now."""
+        for node in self.nodes.values():
+            if node.engine is None or node.paused:
                 return False
-            raft: Any = leader.engine.log
-            voters = {m.node: m.incarnation for m in raft.configuration(group).members if m.voter}
-            if any(voters.get(node.name) != node.disk.incarnation for node in nodes):
-                return False
+            raft: Any = node.engine.log
+            for group in raft.groups.values():
+                if not group.configurations or group.configurations[-1][0] > group.commit:
+                    return False
+                if not all(group.counts(n.name, n.disk.incarnation) for n in self.nodes.values()):
+                    return False
         return True
 
     def client_names(self) -> list[str]:
