@@ -22,7 +22,7 @@ from typing import Any
 from ..protocols.session.messages import Located
 from .ask import NodeAsker, await_leader
 from .launch import Launch, NotRunning, exit_words
-from .plans import DirectoryLock, NodePlan, is_held
+from .plans import NodePlan, is_held
 
 CONTROL_FILE, STATE_FILE = "up.control", "up.json"
 START_WAIT_S = 30.0
@@ -239,9 +239,3 @@ def request(directory: Path, verb: str, node: str = "-") -> str:
         time.sleep(0.02)
     raise Refused(f"process {state['pid']} (coterie up) does not answer; it may be stopped: "
                   f"kill -CONT {state['pid']}")  # fmt: skip
-
-
-def hold(directory: Path) -> DirectoryLock:
-    """Make the directory and take it for this process. Raises `DirectoryInUse`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    return DirectoryLock(directory)
