@@ -64,9 +64,16 @@ def consider_newcomer(group: Group, newcomer: Member) -> None:
     recorded = group.members.get(newcomer.node)
     if recorded is None or recorded.incarnation == newcomer.incarnation:
         return
-    voter = recorded.voter and recorded.incarnation == 0
+    member = Member(
+        newcomer.node,
+        newcomer.incarnation,
+        recorded.voter and recorded.incarnation == 0,
+        newcomer.client_endpoint or recorded.client_endpoint,
+        newcomer.peer_endpoint or recorded.peer_endpoint,
+        newcomer.publish_endpoint or recorded.publish_endpoint,
+    )
     # A refusal is not an error: it introduces itself again.
-    replace(group, msgspec.structs.replace(newcomer, voter=voter))
+    replace(group, member)
 
 
 def consider_promotion(group: Group, peer: Progress, round_number: int) -> None:
