@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from ..bus.codec import Answer, Codec, Tell
 from ..bus.frame import Kind, Malformed
 from ..protocols.errors import Code, definite
-from ..protocols.lock.messages import GrantedLater, Queued
+from ..protocols.lock.messages import Acquire, GrantedLater, Queued
 from ..protocols.plugin import Failure, Message
 from ..protocols.session.messages import EndSession, Located, Pulsed, SessionOpened
 from .core_nodes import Nodes
@@ -243,7 +243,12 @@ class Core(Sessions):
         if not busy:
             self._led_elsewhere(endpoint, failure, now)
         elif not call.waits and call.copies <= 0 and now - call.submitted_at >= self._timeout_s:
-            self._finish(call, failure)
+            if type(call.operation) is Acquire:
+                # A copy the network made may still be applied: nothing must stay held by it.
+                self._complete(call, failure)
+                self.cancel(call, now)
+            else:
+                self._finish(call, failure)
         if call.state == SENT:
             self._again.append(call)
             if self._again_at is None:
