@@ -17,13 +17,23 @@ The roles of a message are told by its base class:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from .errors import Code
-from .records import Configuration, GroupId, GroupState, Member, NodeId, Record, WriteNumber
+from .records import (
+    Configuration,
+    Entry,
+    GroupId,
+    GroupState,
+    Member,
+    NodeId,
+    Record,
+    Snapshot,
+    WriteNumber,
+)
 
 ClientId: TypeAlias = int
 SessionId: TypeAlias = int
@@ -156,9 +166,23 @@ class StateMachine(Protocol):
         in this session (it was cancelled, or let go). Read by the pulse."""
         ...
 
-    def snapshot(self) -> Iterable[bytes]: ...
+    def snapshot(self) -> Iterable[bytes]:
+        """The state, in chunks of about 1,000 records. Shallow copies are made within the call;
+        encoding waits until a chunk is taken. A machine restored from the chunks gives the same
+        ones, byte by byte: replicas compare them."""
+        ...
 
-    def restore(self, chunks: Iterable[bytes]) -> None: ...
+    def restore(self, chunk: bytes) -> None:
+        """Take one chunk of a snapshot into a machine that is being made, in their order."""
+        ...
+
+    def restored(self) -> None:
+        """All chunks came."""
+        ...
+
+    def size(self) -> int:
+        """How many records a snapshot would hold now; the same on every replica."""
+        ...
 
     def check(self) -> None:
         """Assert the invariants of the state; the simulator calls it."""
@@ -252,6 +276,25 @@ class LogPort(Port, Protocol):
         effect of this turn."""
         ...
 
+    def save(self, group: GroupId, index: int, term: int, stream: Iterator[bytes]) -> None:
+        """Keep a snapshot: take the stream in slices of 2 ms, write it, sync it, give it its name.
+        Comes back as `on_saved`. A later save of the group replaces one that is not finished."""
+        ...
+
+    def digest(self, group: GroupId, index: int, stream: Iterator[bytes]) -> None:
+        """Take the stream in slices of 2 ms and hash it: `on_digested`."""
+        ...
+
+    def fetch(self, group: GroupId, first: int, bytes_max: int) -> None:
+        """Read entries from `first` on that memory no longer has: `on_fetched`."""
+        ...
+
+    def fetch_snapshot(
+        self, group: GroupId, snapshot: Snapshot, offset: int, bytes_max: int
+    ) -> None:
+        """Read a piece of a kept snapshot: `on_snapshot_fetched`."""
+        ...
+
     def stop(self, failure: Failure) -> None:
         """A fatal fault: the node must stop and tell why."""
         ...
@@ -303,6 +346,27 @@ class LogPlugin(Plugin, Protocol):
 
     def transfer(self) -> bool:
         """Hand all leaderships over (SIGTERM). True once this node leads no group."""
+        ...
+
+    def compact(self, groups: Sequence[GroupId]) -> None:
+        """The log is long, and these groups need its oldest segment: snapshot each, or write what
+        it still needs once more."""
+        ...
+
+    def on_saved(self, group: GroupId, snapshot: Snapshot) -> None:
+        """A snapshot is on disk, under its name."""
+        ...
+
+    def on_digested(self, group: GroupId, index: int, digest: bytes) -> None: ...
+
+    def on_fetched(self, group: GroupId, first: int, entries: Sequence[Entry]) -> None:
+        """Committed entries from `first` on, as many as were asked for; none: they are gone."""
+        ...
+
+    def on_snapshot_fetched(
+        self, group: GroupId, snapshot: Snapshot, offset: int, data: bytes
+    ) -> None:
+        """A piece of a snapshot; empty: it is gone."""
         ...
 
 

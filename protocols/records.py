@@ -49,16 +49,43 @@ class StateRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2)
     commit: int
 
 
-Record: TypeAlias = EntryRecord | StateRecord
+class Snapshot(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A snapshot, by the entries it replaces (all up to `index`, whose term is `term`) and by what
+    it is: `size` bytes with the BLAKE2b-128 `digest`, the same on every replica of the group."""
+
+    index: int
+    term: int
+    size: int
+    digest: bytes
+
+
+class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """A snapshot, whole on disk, replaces the entries up to its index. What follows stays if the
+    log had the snapshot's last entry; else all of it is another leader's and goes (paper §7)."""
+
+    group: GroupId
+    snapshot: Snapshot
+
+
+class DropRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+    """The node's copy of a group was given up: its entries and snapshot go. Term and vote stay,
+    so that a node that comes back to the group never votes twice in a term."""
+
+    group: GroupId
+
+
+Record: TypeAlias = EntryRecord | StateRecord | SnapshotRecord | DropRecord
 
 
 class GroupState(msgspec.Struct, gc=False):
-    """What a log holds of one group after a restart; `entries` are contiguous and start at 1."""
+    """What a log holds of one group after a restart; `entries` are contiguous and follow the
+    snapshot, or start at 1."""
 
     term: int = 0
     vote: NodeId = ""
     commit: int = 0
     entries: list[Entry] = []
+    snapshot: Snapshot | None = None
 
 
 class Member(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -8,7 +8,7 @@ them, because a vote or an acknowledgement counts only from a member recorded wi
 from __future__ import annotations
 
 from ..plugin import Message
-from ..records import Entry, Member
+from ..records import Entry, Member, Snapshot
 
 
 class RequestPreVote(Message, frozen=True, tag=0):
@@ -130,7 +130,41 @@ class Introduced(Message, frozen=True, tag=11):
     founding: bytes = b""
 
 
+class InstallSnapshot(Message, frozen=True, tag=12):
+    """A piece of the leader's snapshot, from byte `offset` on (paper §7). The snapshot's digest
+    names it: pieces of two are never mixed, and any leader may go on where another stopped."""
+
+    group: int
+    term: int
+    round: int
+    snapshot: Snapshot
+    offset: int
+    data: bytes
+
+
+class SnapshotReceived(Message, frozen=True, tag=13):
+    """`offset` bytes of the snapshot with that index and digest are here, without a gap. When it
+    is installed, or not needed, `Appended` says so."""
+
+    group: int
+    term: int
+    index: int
+    digest: bytes
+    offset: int
+    round: int
+    incarnation: int
+
+
+class Digested(Message, frozen=True, tag=14):
+    """What the sender's state at `index` hashes to; told to every member of the group."""
+
+    group: int
+    index: int
+    digest: bytes
+    incarnation: int
+
+
 MESSAGES: tuple[type[Message], ...] = (
     RequestPreVote, PreVoted, RequestVote, Voted, AppendEntries, Appended, Rejected, Heartbeat,
-    Heard, TimeoutNow, Introduce, Introduced,
+    Heard, TimeoutNow, Introduce, Introduced, InstallSnapshot, SnapshotReceived, Digested,
 )  # fmt: skip
