@@ -19,21 +19,20 @@ from ..clients.errors import Unavailable
 from ..nodes.local import LocalCluster
 from ..nodes.status import collect
 from .bare import run_bare
+from .clusters import NoQuorum
+from .failover import failover
 from .figures import Figures, Recorder, middle, table
 from .load import Load, LoadProcess
 
 NODES = 3
 
 
-class NoQuorum(click.ClickException):
-    """Nobody leads; EX_UNAVAILABLE of BSD's sysexits."""
-
-    exit_code = 69
-
-
 @click.group()
 def bench() -> None:
     """Measure a cluster, beside the bare path of this machine."""
+
+
+bench.add_command(failover)
 
 
 @bench.command()
