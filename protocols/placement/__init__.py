@@ -1,0 +1,1 @@
+"""Which nodes the cluster has, which groups they hold, and how the groups get there."""
