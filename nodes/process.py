@@ -50,6 +50,9 @@ EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 1, 6
 TRANSFER_WAIT_S = 1.0
 """How long SIGTERM waits for another node to take the leadership."""
 
+FAREWELL_S = 0.1
+"""Who asks a node that is gone waits for a pulse or two before it looks for another."""
+
 BACKLOG_RECORDS = 16_384
 """More records than this waiting for the disk: clients' operations are refused as BUSY."""
 
@@ -76,6 +79,7 @@ class NodeProcess:
         self._turn_scheduled = False
         self._durable = 0
         self._leaving_until: float | None = None
+        self._farewell_until = 0.0
         self._disk_full: Failure | None = None
         self._connected: dict[str, Member] = {}
         self._turns = self._operations = self._turn_s_max = 0.0
@@ -197,10 +201,8 @@ class NodeProcess:
         self.engine.refusing = self._disk_full or slow_disk
         self._receive_peers()
         self._receive_clients(began + RECEIVING_S)
-        if self._leaving_until is not None and (
-            self.engine.log.transfer() or began >= self._leaving_until
-        ):
-            self._stop(EXIT_OK)
+        if self._leaving_until is not None:
+            self._hand_over(began, self._leaving_until)
         if self._disk_full is not None:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
@@ -380,6 +382,13 @@ class NodeProcess:
             return
         self._leaving_until = monotonic_s() + TRANSFER_WAIT_S
         self._schedule()
+
+    def _hand_over(self, now: float, until: float) -> None:
+        """Give all leaderships away; who had one stays a moment to tell clients who leads now."""
+        if not self.engine.log.transfer():
+            self._farewell_until = now + FAREWELL_S
+        if now >= min(until, self._farewell_until):
+            self._stop(EXIT_OK)
 
     def _stop(self, code: int) -> None:
         if not self._stopped.done():
