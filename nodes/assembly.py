@@ -6,7 +6,8 @@ in the one is what runs in the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from ..bus.codec import Codec, Vocabulary
 from ..protocols.plugin import Plugin
@@ -14,10 +15,20 @@ from ..protocols.raft.messages import MESSAGES as RAFT_MESSAGES
 from ..protocols.raft.messages import Introduce, Introduced
 from ..protocols.raft.plugin import Raft
 from ..protocols.raft.settings import Settings
-from ..protocols.records import GroupId, GroupState, Identity, Member
+from ..protocols.records import GroupId, GroupState, Identity, Member, Snapshot
 from ..protocols.registry import Registry
-from ..protocols.replica import CommandCodec, Replica
-from .engine import Engine, make_replicas
+from ..protocols.replica import CommandCodec, Replicas
+from ..protocols.restoring import restore
+from ..protocols.snapshot import DamagedSnapshot
+from .engine import Engine, machines_of
+
+OpenSnapshot: TypeAlias = Callable[[GroupId, Snapshot], Iterable[bytes]]
+"""The bytes of a snapshot that the log says is on disk. Raises `DamagedSnapshot`."""
+
+
+def no_snapshots(group: GroupId, snapshot: Snapshot) -> Iterable[bytes]:
+    """For a node whose log names none."""
+    raise DamagedSnapshot(f"snapshot {snapshot.index} of group {group} is not there")
 
 
 def assemble(
@@ -27,13 +38,19 @@ def assemble(
     configured: Sequence[Member],
     recovered: Mapping[GroupId, GroupState],
     seed: int,
+    open_snapshot: OpenSnapshot = no_snapshots,
 ) -> Engine:
-    """An engine that has not started. `plugins`: fresh instances of all but raft."""
+    """An engine that has not started. `plugins`: fresh instances of all but raft. Raises
+    `DamagedSnapshot`."""
     commands = CommandCodec({plugin.name: plugin.messages for plugin in plugins})
-
-    replicas = make_replicas(
-        plugins, settings.groups, lambda group, machines: Replica(group, machines, commands)
+    replicas = Replicas(
+        lambda group: machines_of(plugins, group), commands, settings.digest_operations
     )
+    for group in range(settings.groups):
+        replica = replicas[group] = replicas.make(group)
+        state = recovered.get(group)
+        if state is not None and state.snapshot is not None:
+            restore(replica, open_snapshot(group, state.snapshot))
     versions = tuple(sorted((plugin.name, plugin.version) for plugin in plugins))
     raft = Raft(identity, settings, replicas, recovered, configured, versions)
     return Engine(identity, plugins, raft, replicas, (Introduce, Introduced), seed)

@@ -293,22 +293,15 @@ class EnginePort:
         self._engine._effects.stop = failure
 
 
-def make_replicas(
-    plugins: Sequence[Plugin],
-    groups: int,
-    make: Callable[[GroupId, dict[str, StateMachine]], Replica],
-) -> dict[GroupId, Replica]:
-    """One replica per group, with the machines of the plugins placed there."""
-    replicas = {}
-    for group in range(groups):
-        placement = "control" if group == CONTROL else "partitioned"
-        machines = {}
-        for plugin in plugins:
-            machine = plugin.machine(group) if plugin.placement == placement else None
-            if machine is not None:
-                machines[plugin.name] = machine
-        replicas[group] = make(group, machines)
-    return replicas
+def machines_of(plugins: Sequence[Plugin], group: GroupId) -> dict[str, StateMachine]:
+    """Fresh machines of the plugins placed in a group."""
+    placement = "control" if group == CONTROL else "partitioned"
+    machines = {}
+    for plugin in plugins:
+        machine = plugin.machine(group) if plugin.placement == placement else None
+        if machine is not None:
+            machines[plugin.name] = machine
+    return machines
 
 
 def _no_effects() -> Effects:

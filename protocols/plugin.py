@@ -289,9 +289,7 @@ class LogPort(Port, Protocol):
         """Read entries from `first` on that memory no longer has: `on_fetched`."""
         ...
 
-    def fetch_snapshot(
-        self, group: GroupId, snapshot: Snapshot, offset: int, bytes_max: int
-    ) -> None:
+    def fetch_snapshot(self, group: GroupId, snapshot: Snapshot, offset: int, size: int) -> None:
         """Read a piece of a kept snapshot: `on_snapshot_fetched`."""
         ...
 
@@ -353,12 +351,8 @@ class LogPlugin(Plugin, Protocol):
         it still needs once more."""
         ...
 
-    def on_saved(self, group: GroupId, snapshot: Snapshot) -> None:
-        """A snapshot is on disk, under its name."""
-        ...
-
+    def on_saved(self, group: GroupId, snapshot: Snapshot) -> None: ...
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None: ...
-
     def on_fetched(self, group: GroupId, first: int, entries: Sequence[Entry]) -> None:
         """Committed entries from `first` on, as many as were asked for; none: they are gone."""
         ...

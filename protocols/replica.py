@@ -12,7 +12,7 @@ dropped when the last `not_after_us` it was used with has passed in log time.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -36,6 +36,7 @@ from .plugin import (
     StateMachine,
 )
 from .records import COMMANDS, Entry
+from .snapshot import VERSION, WINDOWS, Header, encode
 
 WINDOW_MAX = 65_536
 """Answers remembered for one session or client; more operations at once are refused (BUSY)."""
@@ -49,6 +50,12 @@ leader's log time may be behind what its predecessor told the client."""
 
 WINDOWS_DROPPED_MAX = 1_000
 """Old windows dropped by one entry."""
+
+CHUNK_ANSWERS, CHUNK_BYTES = 1_000, 64 * 1024
+"""About so much of the windows makes one chunk of a snapshot."""
+
+DIGEST_OPERATIONS = 100_000
+"""Replicas compare their states after so many operations, or twice the records of the state."""
 
 MEMORYLESS = -1
 """A sequence number that asks for no memory: the operation is harmless when repeated."""
@@ -68,14 +75,36 @@ class Payload(msgspec.Struct, array_like=True, gc=False):
     operations: msgspec.Raw
 
 
+class WindowRow(msgspec.Struct, array_like=True, gc=False):
+    """A window in a snapshot, or more answers of the one before: sequence, whose plugin's type
+    ("": common to all), and the answer."""
+
+    key: int
+    client: ClientId
+    done_below: int
+    last_not_after_us: int
+    answers: list[tuple[int, str, msgspec.Raw]]
+
+
 class CommandCodec:
-    """Bytes of an entry from commands, and back. `vocabularies`: plugin name to its messages."""
+    """Bytes of an entry from commands, and back; the same for remembered answers.
+    `vocabularies`: plugin name to its messages."""
 
     def __init__(self, vocabularies: Mapping[str, Sequence[type[Message]]]) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._outer = msgspec.msgpack.Decoder(list[Payload])
         self._inner: dict[str, msgspec.msgpack.Decoder[Any]] = {}
+        self._owners: dict[type[Any], str] = {Failure: "", Cancelled: ""}
+        self._results = {"": msgspec.msgpack.Decoder(Failure | Cancelled)}
+        self._rows = msgspec.msgpack.Decoder(list[WindowRow])
         for plugin, messages in vocabularies.items():
+            results: list[Any] = [m for m in messages if issubclass(m, Result)]
+            if results:
+                self._owners.update(dict.fromkeys(results, plugin))
+                kind: Any = results[0]
+                for result in results[1:]:
+                    kind |= result
+                self._results[plugin] = msgspec.msgpack.Decoder(kind)
             kinds: tuple[Any, ...] = tuple(
                 m for m in messages if issubclass(m, Operation | Internal)
             )
@@ -84,6 +113,40 @@ class CommandCodec:
                 for kind in kinds:
                     union |= kind
                 self._inner[plugin] = msgspec.msgpack.Decoder(list[union])
+
+    def encode_windows(self, windows: Iterable[tuple[int, Window]]) -> Iterator[bytes]:
+        """Windows as chunks of a snapshot."""
+        encode, owners = self._encoder.encode, self._owners
+        rows: list[WindowRow] = []
+        count = size = 0
+        for key, window in windows:
+            head = (key, window.client, window.done_below, window.last_not_after_us)
+            rows.append(row := WindowRow(*head, []))
+            count += 1
+            for sequence, answer in window.answers.items():
+                encoded = encode(answer)
+                row.answers.append((sequence, owners[type(answer)], msgspec.Raw(encoded)))
+                count += 1
+                size += len(encoded)
+                if count >= CHUNK_ANSWERS or size >= CHUNK_BYTES:
+                    yield encode(rows)
+                    rows = [row := WindowRow(*head, [])]
+                    count = size = 0
+            if count >= CHUNK_ANSWERS:
+                yield encode(rows)
+                rows, count, size = [], 0, 0
+        if rows:
+            yield encode(rows)
+
+    def decode_windows(self, chunk: bytes, windows: dict[int, Window]) -> None:
+        """Put the windows of a chunk behind those there are."""
+        for row in self._rows.decode(chunk):
+            window = windows.get(row.key)
+            if window is None:
+                head = (row.client, row.done_below, row.last_not_after_us)
+                window = windows[row.key] = Window(*head, answers={})
+            for sequence, owner, answer in row.answers:
+                window.answers[sequence] = self._results[owner].decode(answer)
 
     def encode(self, commands: Sequence[Command]) -> bytes:
         return self._encoder.encode([msgspec.structs.astuple(command) for command in commands])
@@ -123,15 +186,22 @@ class Window(msgspec.Struct):
 
 
 class Replica:
-    """One group's state on one node. `applied` is the index of the last entry applied.
+    """One group's state on one node. `applied` is the index of the last entry applied, `header`
+    that of the snapshot it was restored from, `digest_at` the number at which to compare states.
 
     A machine that needs the others, or the windows, has `attach(replica)`; one that waits for log
     time has `deadlines_pending() -> bool`. Both are optional."""
 
     def __init__(
-        self, group: GroupId, machines: Mapping[str, StateMachine], codec: CommandCodec
+        self,
+        group: GroupId,
+        machines: Mapping[str, StateMachine],
+        codec: CommandCodec,
+        digest_operations: int = DIGEST_OPERATIONS,
     ) -> None:
         self.group = group
+        self.header: Header | None = None
+        self.digest_at = self._digest_operations = digest_operations
         self.machines = dict(sorted(machines.items()))
         self.codec = codec
         self.applied = 0
@@ -175,6 +245,36 @@ class Replica:
     def deadlines_pending(self) -> bool:
         """True while something here waits for log time to pass."""
         return bool(self.windows) or any(pending() for pending in self._pending)
+
+    def snapshot(
+        self, term: int, configuration_index: int, configuration: bytes
+    ) -> Iterator[bytes]:
+        """The whole state as of now, as a stream: what is copied within the call is encoded while
+        the stream is taken. `term` is the last applied entry's; the configuration is the latest
+        one up to there."""
+        moment = self.moment
+        header = Header(
+            VERSION, self.group, self.applied, term, moment.time_us, moment.number,
+            self.digest_at, configuration_index, configuration,
+        )  # fmt: skip
+        windows = [
+            (key, Window(w.client, w.done_below, w.last_not_after_us, w.answers.copy()))
+            for key, w in self.windows.items()
+        ]
+        sections: list[tuple[str, Iterable[bytes]]] = [
+            (WINDOWS, self.codec.encode_windows(windows))
+        ]
+        sections += [(name, machine.snapshot()) for name, machine in self.machines.items()]
+        return encode(header, sections)
+
+    def size(self) -> int:
+        """How many records a snapshot would hold now."""
+        windows = sum(1 + len(window.answers) for window in self.windows.values())
+        return windows + sum(machine.size() for machine in self.machines.values())
+
+    def put_off_digest(self) -> None:
+        """The operation number has reached `digest_at`: say when to compare states next."""
+        self.digest_at = self.number + max(self._digest_operations, 2 * self.size())
 
     def check(self) -> None:
         for machine in self.machines.values():
@@ -281,3 +381,22 @@ class Replica:
             if oldest is None or windows[oldest].last_not_after_us >= time_us:
                 return
             del windows[oldest]
+
+
+class Replicas(dict[GroupId, Replica]):
+    """The groups a node holds. `machines` gives the fresh machines of a group."""
+
+    def __init__(
+        self,
+        machines: Callable[[GroupId], Mapping[str, StateMachine]],
+        codec: CommandCodec,
+        digest_operations: int = DIGEST_OPERATIONS,
+    ) -> None:
+        super().__init__()
+        self._machines = machines
+        self._codec = codec
+        self._digest_operations = digest_operations
+
+    def make(self, group: GroupId) -> Replica:
+        """A replica of the group in which nothing happened yet. It is not put in."""
+        return Replica(group, self._machines(group), self._codec, self._digest_operations)

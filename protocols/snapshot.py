@@ -13,15 +13,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import msgspec
 
 from .errors import Code
 from .records import GroupId
 
 VERSION = 1
-HEADER, END = "", "."
-"""Section names no plugin has."""
+HEADER, WINDOWS, END = "", "/windows", "."
+"""Section names no plugin has; those of the machines are their plugins'."""
 
 ITEM_BYTES_MAX = 4 << 20
 """No chunk is larger: about 1,000 records, or a single one of 1 MiB."""

@@ -80,9 +80,15 @@ class Notes:
         return None
 
     def snapshot(self) -> Iterable[bytes]:
-        return []
+        return [text.encode() for text in self.texts]
 
-    def restore(self, chunks: Iterable[bytes]) -> None: ...
+    def restore(self, chunk: bytes) -> None:
+        self.texts.append(chunk.decode())
+
+    def restored(self) -> None: ...
+
+    def size(self) -> int:
+        return len(self.texts)
 
     def check(self) -> None: ...
 

@@ -16,6 +16,7 @@ from coterie.protocols.errors import Code
 from coterie.protocols.plugin import Failure, Message, Moment, Operation, Replicated, Result
 
 BUCKETS_MAX = 100_000
+CHUNK = 1_000
 FILL_S_MAX = 86_400
 """An empty bucket is full again within a day; then it is forgotten."""
 
@@ -81,12 +82,19 @@ class Buckets:
         return None
 
     def snapshot(self) -> Iterable[bytes]:
-        return [msgspec.msgpack.encode(list(self.full_at_us.items()))]
+        """A copy is made now, so that later takes do not show; encoding waits for each chunk."""
+        buckets = list(self.full_at_us.items())
+        starts = range(0, len(buckets), CHUNK)
+        return (msgspec.msgpack.encode(buckets[start : start + CHUNK]) for start in starts)
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        self.full_at_us = OrderedDict()
-        for chunk in chunks:
-            self.full_at_us.update(msgspec.msgpack.decode(chunk, type=list[tuple[str, int]]))
+    def restore(self, chunk: bytes) -> None:
+        self.full_at_us.update(msgspec.msgpack.decode(chunk, type=list[tuple[str, int]]))
+
+    def restored(self) -> None:
+        """Nothing is derived from the buckets."""
+
+    def size(self) -> int:
+        return len(self.full_at_us)
 
     def check(self) -> None:
         assert len(self.full_at_us) <= BUCKETS_MAX

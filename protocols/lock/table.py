@@ -93,6 +93,7 @@ class LockTable:
         self.waits: dict[str, dict[int, Claim]] = {}
         """By lock, in order of number, which is the order they came in."""
         self._deferrals: list[tuple[int, str]] = []
+        self._unsorted: dict[tuple[bool, str], None] = {}
         self._apply: dict[type[Any], Callable[[Moment, Any], Result]] = {
             Acquire: self._acquire,
             Release: self._release,
@@ -174,23 +175,30 @@ class LockTable:
         claims = [(session, list(held.values())) for session, held in self.claims.items()]
         return _chunks(claims, list(self.deferred.items()))
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        self.claims, self.deferred, self.holders, self.waits = {}, {}, {}, {}
-        for chunk in chunks:
-            kind, rows = msgspec.msgpack.decode(chunk)
-            if kind == 0:
-                self.deferred.update(rows)
-                continue
-            for session, fields in rows:
-                claims = self.claims.setdefault(session, {})
-                for row in fields:
-                    claim = Claim(*row)
-                    claims[claim.number] = claim
-        everything = [claim for claims in self.claims.values() for claim in claims.values()]
-        for claim in sorted(everything, key=lambda claim: claim.number):
-            index = self.holders if claim.token else self.waits
-            index.setdefault(claim.name, {})[claim.number] = claim
-        self._rebuild_deferrals()
+    def restore(self, chunk: bytes) -> None:
+        deferred, rows = _decode(chunk)
+        for name, deadline_us in deferred:
+            self.deferred[name] = deadline_us
+            heapq.heappush(self._deferrals, (deadline_us, name))
+        for session, held in rows:
+            claims = self.claims.setdefault(session, {})
+            for claim in held:
+                claims[claim.number] = claim
+                index = self.holders if claim.token else self.waits
+                beside = index.setdefault(claim.name, {})
+                if beside and next(reversed(beside)) > claim.number:
+                    self._unsorted[claim.token > 0, claim.name] = None
+                beside[claim.number] = claim
+
+    def restored(self) -> None:
+        """Claims came session by session; those of one lock stand in order of number."""
+        for granted, name in self._unsorted:
+            index = self.holders if granted else self.waits
+            index[name] = dict(sorted(index[name].items()))
+        self._unsorted = {}
+
+    def size(self) -> int:
+        return sum(map(len, self.claims.values())) + len(self.claims) + len(self.deferred)
 
     def check(self) -> None:
         """Every invariant of the law, from the state."""
@@ -382,12 +390,22 @@ class LockTable:
         heapq.heapify(self._deferrals)
 
 
-def _chunks(
-    claims: list[tuple[SessionId, list[Claim]]], deferred: list[tuple[str, int]]
-) -> Iterable[bytes]:
+_Rows = list[tuple[SessionId, list[Claim]]]
+_decode = msgspec.msgpack.Decoder(tuple[list[tuple[str, int]], _Rows]).decode
+
+
+def _chunks(claims: _Rows, deferred: list[tuple[str, int]]) -> Iterable[bytes]:
     for start in range(0, len(deferred), _CHUNK):
-        yield msgspec.msgpack.encode((0, deferred[start : start + _CHUNK]))
+        yield msgspec.msgpack.encode((deferred[start : start + _CHUNK], ()))
+    rows: _Rows = []
+    count = 0
     for session, held in claims:
         for start in range(0, max(1, len(held)), _CHUNK):
-            rows = [msgspec.structs.astuple(claim) for claim in held[start : start + _CHUNK]]
-            yield msgspec.msgpack.encode((1, [(session, rows)]))
+            piece = held[start : start + _CHUNK]
+            rows.append((session, piece))
+            count += 1 + len(piece)
+            if count >= _CHUNK:
+                yield msgspec.msgpack.encode(((), rows))
+                rows, count = [], 0
+    if rows:
+        yield msgspec.msgpack.encode(((), rows))

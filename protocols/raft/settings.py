@@ -18,6 +18,8 @@ class Settings(msgspec.Struct, frozen=True):
     `groups`: how many are founded with the cluster (0 … groups - 1). An election timeout is drawn
     from [min, max) (paper §5.2); within the minimum after hearing a leader no vote is given.
     `promotion_entries`: a learner this close to the end of the log for a round becomes a voter.
+    `digest_operations`: replicas compare their states so often (a law of the group: it is part of
+    the state, so nodes that differ in it seem to diverge).
     """
 
     groups: int = 13
@@ -36,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True):
     waiting_reads: int = 65_536
     apply_operations: int = 4_096
     promotion_entries: int = 64
+    digest_operations: int = 100_000
 
     @property
     def silence_beats(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tracemalloc
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ from coterie.protocols.lock.messages import (
 )
 from coterie.protocols.lock.table import LockTable
 from coterie.protocols.plugin import Cancel, Cancelled, Command, Failure, Operation
+from coterie.protocols.registry import Registry, builtin
+from coterie.protocols.replica import Replica
+from coterie.protocols.restoring import restore
 from coterie.protocols.session import machine
 from coterie.protocols.session.messages import (
     EmptySession,
@@ -310,10 +314,17 @@ def test_limits(group: ControlGroup, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def restored(group: ControlGroup) -> LockTable:
     """Another table made from a snapshot."""
+    other = from_chunks(group, group.locks.snapshot())
+    other.check()
+    return other
+
+
+def from_chunks(group: ControlGroup, chunks: Iterable[bytes]) -> LockTable:
     other = LockTable()
     other.attach(group.replica)
-    other.restore(list(group.locks.snapshot()))
-    other.check()
+    for chunk in chunks:
+        other.restore(chunk)
+    other.restored()
     return other
 
 
@@ -340,9 +351,7 @@ def test_a_snapshot_is_of_the_moment_it_was_taken(group: ControlGroup) -> None:
     chunks = group.locks.snapshot()
     group.ask(session, Acquire("b"))
     group.ask(session, Acquire("a"))
-    other = LockTable()
-    other.attach(group.replica)
-    other.restore(chunks)
+    other = from_chunks(group, chunks)
     assert list(other.holders) == ["a"] and not other.waits
 
 
@@ -617,10 +626,12 @@ class LockTableMatchesTheModel(RuleBasedStateMachine):
     @rule()
     def restore(self) -> None:
         """Go on from a snapshot of both machines."""
-        for machine_ in (self.group.sessions, self.group.locks):
-            chunks = list(machine_.snapshot())
-            machine_.restore(chunks)
-            assert list(machine_.snapshot()) == chunks
+        replica = self.group.replica
+        stream = list(replica.snapshot(1, 0, b""))
+        fresh = Replica(0, Registry(builtin()).machines(0), self.group.codec)
+        restore(fresh, stream)
+        assert list(fresh.snapshot(1, 0, b"")) == stream
+        self.group.replica = fresh
 
     @invariant()
     def the_same_claims(self) -> None:

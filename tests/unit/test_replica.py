@@ -287,9 +287,14 @@ class CounterMachine:
     def snapshot(self) -> Iterable[bytes]:
         return [msgspec.msgpack.encode(self.value)]
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        (chunk,) = chunks
+    def restore(self, chunk: bytes) -> None:
         self.value = msgspec.msgpack.decode(chunk)
+
+    def restored(self) -> None:
+        pass
+
+    def size(self) -> int:
+        return 1
 
     def check(self) -> None:
         pass

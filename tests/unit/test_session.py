@@ -173,7 +173,9 @@ class TestTable:
         group.one("session", EndSession(session), client=4)
         table = SessionTable()
         table.attach(group.replica)
-        table.restore(list(group.sessions.snapshot()))
+        for chunk in group.sessions.snapshot():
+            table.restore(chunk)
+        table.restored()
         table.check()
         assert table.sessions == group.sessions.sessions
         assert table.by_client == group.sessions.by_client
@@ -185,7 +187,8 @@ class TestTable:
         chunks = group.sessions.snapshot()
         group.open(2)
         table = SessionTable()
-        table.restore(chunks)
+        for chunk in chunks:
+            table.restore(chunk)
         assert len(table.sessions) == 1
 
     def test_a_list_names_who_is_there(self, group: ControlGroup) -> None:
