@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from ..plugin import Internal, Message, Operation, Query, Result
+from ..records import Member
 
 NODES_MAX = 64
 PARTITIONS_MAX = 1_000
@@ -103,11 +104,11 @@ class Ring(Result, frozen=True, tag=8):
 
 
 class Found(Internal, frozen=True, tag=9):
-    """The partitions begin. `members` are (node, incarnation) of group 0 at this point; a node
-    with incarnation 0 was not heard of. `placement[i]` are the nodes of group i + 1."""
+    """The partitions begin. `members` are those of group 0 at this point; one with incarnation 0
+    was not heard of yet. `placement[i]` are the nodes of group i + 1, the preferred one first."""
 
     replication: int
-    members: tuple[tuple[str, int], ...]
+    members: tuple[Member, ...]
     placement: tuple[tuple[str, ...], ...]
 
 
