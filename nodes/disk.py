@@ -1,9 +1,9 @@
-"""A directory of files that are written in place, and what can go wrong with it.
+"""A directory of files, and what can go wrong with it.
 
 The law: `sync` returning is the only promise that what was written survives a crash; what was
-created or removed survives once the call returned. A write or sync that failed is never repeated:
-the system may have dropped the data and report success the next time (Rebello et al., "Can
-Applications Recover from fsync Failures?", USENIX ATC 2020).
+created, renamed or removed survives once the call returned. A write or sync that failed is never
+repeated: the system may have dropped the data and report success the next time (Rebello et al.,
+"Can Applications Recover from fsync Failures?", USENIX ATC 2020).
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ def disk_error(operation: str, cause: OSError) -> DiskError:
 
 
 class Disk(Protocol):
-    """What the log needs of a disk. Every call blocks; errors are OSError.
+    """What the log and the snapshots need of a disk. Every call blocks; errors are OSError.
 
-    One thread writes and syncs; `create` may run in another one at the same time.
+    One thread writes and syncs a file; `create`, `remove` and `read_at` may run in another one at
+    the same time, on other files.
     """
 
     def create(self, name: str, size: int) -> None:
@@ -91,7 +92,19 @@ class Disk(Protocol):
         """Overwrite a part of a file; durable after the next `sync` of it."""
         ...
 
+    def append(self, name: str, data: bytes) -> None:
+        """Write behind the end of a file; durable after the next `sync` of it."""
+        ...
+
     def sync(self, name: str) -> None: ...
+
+    def rename(self, name: str, to: str) -> None:
+        """Give a file another name, for good when this returns. A file `to` is replaced."""
+        ...
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        """A part of a file, of at most 1 GiB; shorter if the file ends before."""
+        ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -103,18 +116,25 @@ class Disk(Protocol):
 
 
 class FileDisk:
-    """The real disk: one directory (mode 0700), held by one process at a time.
+    """The real disk: one directory (mode 0700), held by one process at a time, unless `hold` is
+    False: then another directory, held as long as this one, stands for it.
 
     `reserve_bytes` are set aside at the start, to be given back by `release_reserve` when the
     disk is full; 0 sets nothing aside. Raises `DirectoryInUse`.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, reserve_bytes: int = 16 * MIB) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        reserve_bytes: int = 16 * MIB,
+        hold: bool = True,
+    ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         self._files: dict[str, int] = {}
-        self._lock = self._hold()
+        self._lock = self._hold() if hold else -1
         try:
             _sync_directory(self.directory.parent)
             self._set_aside(reserve_bytes)
@@ -141,8 +161,28 @@ class FileDisk:
     def write(self, name: str, offset: int, data: bytes) -> None:
         _write(self._file(name), offset, data)
 
+    def append(self, name: str, data: bytes) -> None:
+        file = self._file(name)
+        _write(file, os.fstat(file).st_size, data)
+
     def sync(self, name: str) -> None:
         _data_sync(self._file(name))
+
+    def rename(self, name: str, to: str) -> None:
+        for old in (name, to):
+            file = self._files.pop(old, None)
+            if file is not None:
+                os.close(file)
+        os.replace(self.directory / name, self.directory / to)
+        _sync_directory(self.directory)
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        # A descriptor of its own: another thread may remove the file meanwhile.
+        file = os.open(self.directory / name, os.O_RDONLY)
+        try:
+            return os.pread(file, size, offset)
+        finally:
+            os.close(file)
 
     def read(self, name: str) -> bytes:
         return (self.directory / name).read_bytes()

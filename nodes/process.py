@@ -36,7 +36,7 @@ from .configuration import NodeConfiguration
 from .disk import DirectoryInUse, DiskError, DiskFull
 from .engine import Effects, Engine
 from .identity import ForeignDirectory, UnreadableIdentity
-from .log import LogWriter
+from .log_writer import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
 from .plugins import installed
 from .storage import open_storage

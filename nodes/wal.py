@@ -22,6 +22,10 @@ is the commit mark of the batch and stands in front for that reason. A zero word
 Only one batch is ever unsynced: the next is written after the sync returned. Between a batch of
 kind RELAXED and one of kind CLOSED that does not hold: there the last segment may be cut at any
 batch, and who reads it is told.
+
+Old segments are removed from the front. That those before some number are no longer needed stands
+in the log (`Released`) before the first of them goes; it always lies in a segment that is needed
+itself. So a log that begins later than the greatest number it names, or than 1, lost something.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
@@ -57,8 +61,20 @@ _REST = struct.Struct("<II")
 _CRC = struct.Struct("<I")
 HEAD = _WORD.size + _REST.size
 
+PIECE = 512 * SECTOR
+"""How much of a segment is read at once from its middle."""
+
+
+class Released(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=0):
+    """Not of any group: the segments before this one are no longer needed."""
+
+    segment: int
+
+
+LogRecord: TypeAlias = Record | Released
+
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[Record])
+_decoder = msgspec.msgpack.Decoder(list[LogRecord])
 
 
 class CorruptLog(Exception):
@@ -127,7 +143,7 @@ def decode_header(number: int, sector: bytes) -> tuple[Header, int]:
     return Header(node[:length].decode(), incarnation, number, size, chained, bool(relaxed)), crc
 
 
-def encode_records(records: Sequence[Record]) -> bytes:
+def encode_records(records: Sequence[LogRecord]) -> bytes:
     """The payload of a batch."""
     return _encoder.encode(records)
 
@@ -202,67 +218,110 @@ def chain(crc: int, word: bytes, count: int, payload: bytes) -> int:
 
 
 class Batch(NamedTuple):
-    """A batch as read: its segment, its place in the file and its records."""
+    """A batch as read or written: its segment, its offset in the stream, the CRC before it and
+    its records."""
 
     segment: int
     offset: int
-    records: list[Record]
+    crc: int
+    records: Sequence[LogRecord]
 
 
 class Recovered(NamedTuple):
-    """What a log holds.
+    """What a log holds beside its batches.
 
     `segment` is where to go on, None if there is no log yet. `torn` is the place and length of
     what a torn write left behind (length 0: nothing): to be overwritten with zeros and synced
-    before the next batch. `blank` is a segment made but never begun: to be removed.
+    before the next batch. `blank` is a segment made but never begun: to be removed. `extents` are
+    the CRCs of the headers and the ends of the streams, by segment; the segments before
+    `released` are no longer needed.
     """
 
-    batches: list[Batch]
     segment: Segment | None
     torn: tuple[int, int]
     blank: int | None
+    extents: dict[int, tuple[int, int]]
+    released: int
 
 
-def recover(numbers: Sequence[int], read: Callable[[int], bytes]) -> Recovered:
-    """Read the segments `numbers` (sorted) with `read`; raises `CorruptLog` or `ForeignLog`."""
+def recover(
+    numbers: Sequence[int], read: Callable[[int], bytes], take: Callable[[Batch], object]
+) -> Recovered:
+    """Read the segments `numbers` (sorted) with `read` and hand every batch to `take`, which must
+    forget them all if this raises `CorruptLog` or `ForeignLog`."""
     blank = None
     if numbers and _zero(read(numbers[-1]), 0):
         blank, numbers = numbers[-1], numbers[:-1]  # a crash while it was made, or made ahead
-    batches: list[Batch] = []
-    reader: _Reader | None = None
-    for expected, number in enumerate(numbers, 1):
-        if number != expected:  # compaction, once it removes old segments, sets the first number
+    if not numbers:
+        return Recovered(None, (0, 0), blank, {}, 1)
+    extents: dict[int, tuple[int, int]] = {}
+    chained = 0 if numbers[0] == 1 else None
+    released = 1
+    for expected, number in enumerate(numbers, numbers[0]):
+        if number != expected:
             raise CorruptLog(expected, 0, "the segment is missing")
-        chained = reader.segment.crc if reader else 0
         reader = _Reader(number, read(number), chained)
-        reader.run(batches, last=number == numbers[-1])
-    if reader is None:
-        return Recovered(batches, None, (0, 0), blank)
-    return Recovered(batches, reader.segment, reader.torn, blank)
+        reader.run(take, last=number == numbers[-1])
+        chained, released = reader.segment.crc, max(released, reader.released)
+        extents[number] = reader.segment.seed, reader.segment.offset
+    if numbers[0] > released:
+        raise CorruptLog(numbers[0] - 1, 0, "the segment is missing")
+    return Recovered(reader.segment, reader.torn, blank, extents, released)
+
+
+def read_batches(
+    read: Callable[[int, int], bytes], number: int, seed: int, start: tuple[int, int], stop: int
+) -> Iterator[list[LogRecord]]:
+    """The records of each batch from the middle of a segment: `start` is (offset in the stream,
+    CRC before it), `stop` the offset behind the last batch; `read(position, size)` reads the file.
+    Raises `CorruptLog`."""
+    offset, crc = start
+    base = offset - offset % ROOM
+    stream = b""
+
+    def has(length: int) -> bool:
+        """Have so many bytes from `offset` on, if the file does."""
+        nonlocal base, stream
+        missing = offset + length - base - len(stream)
+        if missing > 0:
+            sector = offset // ROOM
+            stream, base, at = stream[sector * ROOM - base :], sector * ROOM, base + len(stream)
+            size = max(PIECE, -(-missing // ROOM) * SECTOR)
+            stream += _unmarked(read(at // ROOM * SECTOR, size))
+        return len(stream) >= offset + length - base
+
+    while offset < stop:
+        head = _head(stream, offset - base, seed, base) if has(HEAD) else None
+        if head is None or not has(extent(head[0])):
+            raise CorruptLog(number, position(offset), "a batch is no longer there")
+        payload, count, after = _body(stream, offset - base, head[0], crc)
+        if after is None:
+            raise CorruptLog(number, position(offset), "a batch's checksum is wrong")
+        yield _records(number, offset, payload, count)
+        crc, offset = after, offset + extent(head[0])
 
 
 class _Reader:
     """Reads one segment."""
 
-    def __init__(self, number: int, data: bytes, chained: int) -> None:
+    def __init__(self, number: int, data: bytes, chained: int | None) -> None:
         self.number = number
         self.data = data
         header, crc = decode_header(number, data[:SECTOR])
         if len(data) != header.size:
             raise CorruptLog(number, len(data), f"it has {len(data)} of {header.size} bytes")
-        if header.chained != chained:
+        if chained is not None and header.chained != chained:
             raise CorruptLog(number, 0, "batches between it and the segment before are missing")
         self.segment = Segment(header, crc)
-        self.stream = b"".join(
-            [data[at + len(MARK) : at + SECTOR] for at in range(0, len(data), SECTOR)]
-        )
+        self.stream = _unmarked(data)
         self.torn = (0, 0)
+        self.released = 1
 
-    def run(self, batches: list[Batch], last: bool) -> None:
+    def run(self, take: Callable[[Batch], object], last: bool) -> None:
         """Read all batches; decide whether what follows them is nothing, torn or corrupt."""
         segment, reason = self.segment, ""
         while not reason and self.stream[segment.offset : segment.offset + 8].strip(b"\0"):
-            reason = self._batch(batches)
+            reason = self._batch(take)
         start = position(segment.offset)
         if _zero(self.data, start):
             return
@@ -272,7 +331,7 @@ class _Reader:
             raise CorruptLog(self.number, start, reason or "there are bytes beyond its end")
         self.torn = (start, len(self.data.rstrip(b"\0")) - start)
 
-    def _batch(self, batches: list[Batch]) -> str:
+    def _batch(self, take: Callable[[Batch], object]) -> str:
         """Read the batch at the segment's offset and step over it, or say what is wrong."""
         segment, stream, at = self.segment, self.stream, self.segment.offset
         head = _head(stream, at, segment.seed)
@@ -282,25 +341,19 @@ class _Reader:
         stop = at + extent(length)
         if stop > len(stream):
             return "a batch reaches beyond its end"
-        payload = stream[at + HEAD : at + HEAD + length]
-        count, crc = _REST.unpack_from(stream, at + _WORD.size)
-        if crc != chain(segment.crc, stream[at : at + _WORD.size], count, payload):
+        payload, count, crc = _body(stream, at, length, segment.crc)
+        if crc is None:
             return "a batch's checksum is wrong"
         if not self._marked(at, stop):
             return "a sector's mark is wrong"
-        batches.append(Batch(self.number, position(at), self._records(at, payload, count)))
+        records = _records(self.number, at, payload, count)
+        for record in records:
+            if type(record) is Released:
+                self.released = max(self.released, record.segment)
+        take(Batch(self.number, at, segment.crc, records))
         segment.crc, segment.offset = crc, stop
         segment.begin(kind)
         return ""
-
-    def _records(self, at: int, payload: bytes, count: int) -> list[Record]:
-        try:
-            records = _decoder.decode(payload)
-        except msgspec.MsgspecError as error:
-            raise CorruptLog(self.number, position(at), f"a record is unknown ({error})") from error
-        if len(records) != count:
-            raise CorruptLog(self.number, position(at), "a batch has another number of records")
-        return records
 
     def _marked(self, at: int, stop: int) -> bool:
         """True if every sector that begins within this part of the stream has its mark. Behind a
@@ -338,16 +391,41 @@ class _Reader:
         return False
 
 
-def _head(stream: bytes, at: int, seed: int) -> tuple[int, int] | None:
-    """Length and kind of the batch at `at`, None if there is none or its word is damaged."""
+def _head(stream: bytes, at: int, seed: int, base: int = 0) -> tuple[int, int] | None:
+    """Length and kind of the batch at `at`, None if there is none or its word is damaged. `base`
+    is where in the segment's stream this part of it begins."""
     word = stream[at : at + _WORD.size]
     if len(stream) - at < HEAD:
         return None
     value = _WORD.unpack(word)[0]
     length, kind = value & 0xFFFFFFFF, value >> 32 & 0xFF
-    if kind not in KINDS or word != first_word(length, kind, at, seed):
+    if kind not in KINDS or word != first_word(length, kind, base + at, seed):
         return None
     return length, kind
+
+
+def _body(stream: bytes, at: int, length: int, crc: int) -> tuple[bytes, int, int | None]:
+    """Payload and count of the batch at `at`, and the CRC behind it; None if that is wrong."""
+    payload = stream[at + HEAD : at + HEAD + length]
+    count, stored = _REST.unpack_from(stream, at + _WORD.size)
+    right = stored == chain(crc, stream[at : at + _WORD.size], count, payload)
+    return payload, count, stored if right else None
+
+
+def _records(number: int, offset: int, payload: bytes, count: int) -> list[LogRecord]:
+    """The records of the batch at `offset`."""
+    try:
+        records = _decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise CorruptLog(number, position(offset), f"a record is unknown ({error})") from error
+    if len(records) != count:
+        raise CorruptLog(number, position(offset), "a batch has another number of records")
+    return records
+
+
+def _unmarked(data: bytes) -> bytes:
+    """The stream in whole sectors of a file."""
+    return b"".join([data[at + len(MARK) : at + SECTOR] for at in range(0, len(data), SECTOR)])
 
 
 def _chunks(start: int, stop: int) -> list[tuple[int, int]]:

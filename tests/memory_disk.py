@@ -27,8 +27,19 @@ class MemoryDisk:
         assert offset >= 0 and offset + len(data) <= len(self.files[name])
         self.files[name][offset : offset + len(data)] = data
 
+    def append(self, name: str, data: bytes) -> None:
+        self.files[name] += data
+
     def sync(self, name: str) -> None:
         self.synced[name] = bytes(self.files[name])
+
+    def rename(self, name: str, to: str) -> None:
+        self.files[to], self.synced[to] = self.files.pop(name), self.synced.pop(name)
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        if name not in self.files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return bytes(self.files[name][offset : offset + size])
 
     def read(self, name: str) -> bytes:
         return bytes(self.files[name])
@@ -53,8 +64,10 @@ class MemoryDisk:
         after = MemoryDisk()
         after.files = {name: bytearray(data) for name, data in self.files.items()}
         for name, at in self.unsynced():
+            data = self.files[name][at : at + SECTOR]
             if lost(name, at):
-                after.files[name][at : at + SECTOR] = self.synced[name][at : at + SECTOR]
+                before = self.synced[name][at : at + SECTOR].ljust(len(data), b"\0")
+                after.files[name][at : at + SECTOR] = before
         after.synced = {name: bytes(data) for name, data in after.files.items()}
         return after
 
@@ -84,8 +97,19 @@ class FailingDisk:
     def write(self, name: str, offset: int, data: bytes) -> None:
         self._do(lambda: self.disk.write(name, offset, data))
 
+    def append(self, name: str, data: bytes) -> None:
+        self._do(lambda: self.disk.append(name, data))
+
     def sync(self, name: str) -> None:
         self._do(lambda: self.disk.sync(name))
+
+    def rename(self, name: str, to: str) -> None:
+        self._do(lambda: self.disk.rename(name, to))
+
+    def read_at(self, name: str, offset: int, size: int) -> bytes:
+        data = self._do(lambda: self.disk.read_at(name, offset, size))
+        assert isinstance(data, bytes)
+        return data
 
     def read(self, name: str) -> bytes:
         data = self._do(lambda: self.disk.read(name))

@@ -16,7 +16,8 @@ from memory_disk import FailingDisk, MemoryDisk
 
 from coterie.nodes import wal
 from coterie.nodes.disk import Disk, DiskError, DiskFailed, DiskFull
-from coterie.nodes.log import Log, LogWriter, Mode
+from coterie.nodes.log import Log, Mode
+from coterie.nodes.log_writer import LogWriter
 from coterie.nodes.wal import CorruptLog, ForeignLog
 from coterie.protocols.records import Entry, EntryRecord, GroupState, Record, StateRecord
 
@@ -127,8 +128,9 @@ def test_segments_roll_and_each_begins_with_every_state() -> None:
         log.write(log.encode([entry(index, size=100)]))
     assert len(disk.files) > 3
     assert sorted(disk.files) == [f"{number:04d}.wal" for number in range(1, len(disk.files) + 1)]
-    found = wal.recover(range(1, len(disk.files) + 1), lambda n: disk.read(f"{n:04d}.wal"))
-    first = {batch.segment: batch.records for batch in reversed(found.batches)}
+    batches: list[wal.Batch] = []
+    wal.recover(range(1, len(disk.files) + 1), lambda n: disk.read(f"{n:04d}.wal"), batches.append)
+    first = {batch.segment: batch.records for batch in reversed(batches)}
     assert all(records[:2] == [state(1, group=0), state(1)] for records in first.values())
     assert indexes(make(disk).open()) == list(range(1, 60))
 

@@ -62,12 +62,21 @@ class Written:
         return [bytearray(data) for data in self.files]
 
 
-def read(files: Sequence[bytes | bytearray]) -> wal.Recovered:
-    return wal.recover(range(1, len(files) + 1), lambda number: bytes(files[number - 1]))
+class Found:
+    """What a log holds, its batches among it."""
+
+    def __init__(self, numbers: Sequence[int], files: Sequence[bytes | bytearray]) -> None:
+        self.batches: list[wal.Batch] = []
+        self.recovered = wal.recover(numbers, lambda n: bytes(files[n - 1]), self.batches.append)
+        self.segment, self.torn, self.blank, self.extents, self.released = self.recovered
 
 
-def records(found: wal.Recovered) -> Batches:
-    return [batch.records for batch in found.batches]
+def read(files: Sequence[bytes | bytearray]) -> Found:
+    return Found(range(1, len(files) + 1), files)
+
+
+def records(found: Found) -> list[list[Any]]:
+    return [list(batch.records) for batch in found.batches]
 
 
 def small_log(size: int = 2048) -> Written:
@@ -207,7 +216,7 @@ def test_every_set_of_lost_sectors_of_the_last_batch(filler: bytes) -> None:
                 assert_cut_makes_room(found, lose(log, lost))
 
 
-def assert_cut_makes_room(found: wal.Recovered, files: list[bytearray]) -> None:
+def assert_cut_makes_room(found: Found, files: list[bytearray]) -> None:
     """What is torn, once overwritten with zeros, leaves a clean end."""
     start, length = found.torn
     assert length > 0
@@ -344,7 +353,7 @@ def test_missing_and_exchanged_segments_are_noticed() -> None:
     log = small_log(1536)
     assert len(log.files) == 2
     with pytest.raises(wal.CorruptLog, match="missing"):
-        wal.recover([2], lambda number: bytes(log.files[number - 1]))
+        Found([2], log.files)
     with pytest.raises(wal.CorruptLog, match="another name"):
         read(log.files[::-1])
 
