@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from ..bus.codec import Codec, Vocabulary
-from ..protocols.plugin import Plugin
+from ..protocols.plugin import CONTROL, Plugin
 from ..protocols.raft.messages import MESSAGES as RAFT_MESSAGES
 from ..protocols.raft.messages import Introduce, Introduced
 from ..protocols.raft.plugin import Raft
@@ -46,7 +46,8 @@ def assemble(
     replicas = Replicas(
         lambda group: machines_of(plugins, group), commands, settings.digest_operations
     )
-    for group in range(settings.groups):
+    held = [group for group, state in recovered.items() if state.held]
+    for group in sorted({CONTROL, *held}):
         replica = replicas[group] = replicas.make(group)
         state = recovered.get(group)
         if state is not None and state.snapshot is not None:

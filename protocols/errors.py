@@ -41,6 +41,8 @@ class Code(enum.IntEnum):
     DISK_FAILED = 19
     PLUGINS_DIFFER = 20     # this node lacks a plugin of the cluster, or has one too many
     DISK_FULL = 21
+    STATE_DIVERGED = 22     # this node's state is another one than the majority's
+    REMOVED = 23            # this node is no member of its cluster any more
 
 
 KINDS: dict[Code, Kind] = {
@@ -65,6 +67,8 @@ KINDS: dict[Code, Kind] = {
     Code.DISK_FAILED: "fatal",
     Code.PLUGINS_DIFFER: "fatal",
     Code.DISK_FULL: "rejected",
+    Code.STATE_DIVERGED: "fatal",
+    Code.REMOVED: "fatal",
 }
 
 

@@ -41,12 +41,16 @@ class StateRecord(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2)
     """Term, vote ("" for none) and commit index of a group, as of this point of the log.
 
     `commit` is only a hint to apply sooner after a restart; it is never above what was durable.
+    `floor`: an earlier copy of the group was given up here when the group was known to do without
+    it by the configuration at that index. What it acknowledged is gone, so this node has no vote
+    by any configuration up to there.
     """
 
     group: GroupId
     term: int
     vote: NodeId
     commit: int
+    floor: int = 0
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -86,6 +90,12 @@ class GroupState(msgspec.Struct, gc=False):
     commit: int = 0
     entries: list[Entry] = []
     snapshot: Snapshot | None = None
+    floor: int = 0
+
+    @property
+    def held(self) -> bool:
+        """Is there a copy of the group, or only what outlives one?"""
+        return bool(self.entries) or self.snapshot is not None
 
 
 class Member(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -108,11 +118,14 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Who votes and who listens in a group; the payload of a CONFIGURATION entry.
 
     `members` is sorted by node. `plugins` are the (name, version) pairs every node must have.
+    `removed` (group 0 only) are the last (node, incarnation) pairs that left the cluster: they do
+    not come back, and are told so.
     """
 
     cluster: int
     members: tuple[Member, ...]
     plugins: tuple[tuple[str, int], ...] = ()
+    removed: tuple[tuple[NodeId, int], ...] = ()
 
 
 class Identity(msgspec.Struct, frozen=True, gc=False):

@@ -33,6 +33,7 @@ from coterie.protocols.records import (
     CONFIGURATION,
     NOOP,
     Configuration,
+    DropRecord,
     Entry,
     EntryRecord,
     GroupState,
@@ -41,7 +42,7 @@ from coterie.protocols.records import (
     Record,
     StateRecord,
 )
-from coterie.protocols.replica import CommandCodec, Replica, Window
+from coterie.protocols.replica import CommandCodec, Replicas, Window
 
 CLUSTER = 77
 PLUGINS = (("note", 1), ("raft", 1))
@@ -108,7 +109,9 @@ class Disk:
                 state = states.setdefault(record.group, GroupState(entries=[]))
                 if isinstance(record, StateRecord):
                     state.term, state.vote = record.term, record.vote
-                    state.commit = record.commit
+                    state.commit, state.floor = record.commit, record.floor
+                elif isinstance(record, DropRecord):
+                    state.entries, state.snapshot, state.commit = [], None, 0
                 else:
                     del state.entries[record.entry.index - 1 :]
                     state.entries.append(record.entry)
@@ -229,6 +232,9 @@ def describe_entry(entry: Entry) -> str:
 def describe_record(record: Record) -> str:
     if isinstance(record, EntryRecord):
         return describe_entry(record.entry)
+    if isinstance(record, DropRecord):
+        return f"no copy of group {record.group}"
+    assert isinstance(record, StateRecord)
     return f"term {record.term} vote {record.vote or 'nobody'}"
 
 
@@ -263,7 +269,7 @@ class World:
     ) -> None:
         self.seed = seed
         self.time = 1000.0
-        self.settings = settings or Settings(groups=groups)
+        self.settings = settings or Settings()
         self.groups = groups
         self.wire: list[Letter] = []
         self.disks: dict[str, Disk] = {}
@@ -305,12 +311,16 @@ class World:
         disk = self.disks[name]
         identity = Identity(disk.cluster, name, self.incarnations[name])
         codec = CommandCodec({"note": (Note, Noted)})
-        replicas = {}
-        for group in range(self.groups):
+
+        def machines(group: int) -> dict[str, StateMachine]:
             notes = self.notes[name, group] = Notes()
-            replicas[group] = Replica(group, {"note": notes}, codec)
+            return {"note": notes}
+
+        replicas, recovered = Replicas(machines, codec), disk.recover()
+        for group in sorted({0, *(group for group, state in recovered.items() if state.held)}):
+            replicas[group] = replicas.make(group)
         raft = Raft(
-            identity, self.settings, replicas, disk.recover(), self.configured,
+            identity, self.settings, replicas, recovered, self.configured,
             self.plugins.get(name, PLUGINS),
         )  # fmt: skip
         port = self.ports[name] = Port(self, name)

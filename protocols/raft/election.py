@@ -46,7 +46,7 @@ def stand(group: Group, transfer: bool) -> None:
 
 
 def on_request_pre_vote(group: Group, sender: NodeId, message: RequestPreVote) -> None:
-    if group.sticky():
+    if group.sticky() or not group.may_vote:
         return
     granted = message.term > group.term and group.log.up_to_date(
         message.last_index, message.last_term
@@ -71,7 +71,7 @@ def _count_pre_vote(group: Group, node: NodeId) -> None:
 
 
 def on_request_vote(group: Group, sender: NodeId, message: RequestVote) -> None:
-    if not message.transfer and group.sticky():
+    if (not message.transfer and group.sticky()) or not group.may_vote:
         return
     if message.term > group.term:
         group.become_follower(message.term, None)
@@ -115,6 +115,18 @@ def start_transfer(group: Group, target: NodeId) -> bool:
     group.transfer_deadline = group.turn.port.now() + settings.election_timeout_max_s
     urge(group)
     return True
+
+
+def fit(group: Group, node: NodeId) -> bool:
+    """Could this node lead now: does it vote, has it answered lately, and is it close?"""
+    peer = group.peers.get(node)
+    if peer is None or not peer.voter:
+        return False
+    recent = group.turn.beat - group.settings.silence_beats
+    return (
+        peer.heard_beat >= recent
+        and peer.match >= group.log.last_index - group.settings.promotion_entries
+    )
 
 
 def successor(group: Group) -> NodeId | None:

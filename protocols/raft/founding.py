@@ -8,7 +8,7 @@ back under a new incarnation that never voted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -39,17 +39,19 @@ def compare_plugins(ours: PluginSet, theirs: PluginSet) -> Failure | None:
 
 class Founding:
     """The conversation of a node with its configured peers until it belongs to a cluster, and
-    after that until its incarnation is recorded. `deadline`: when to introduce itself next."""
+    after that until its incarnation is recorded. `deadline`: when to introduce itself next;
+    `members`: the nodes that group 0's configuration names."""
 
     def __init__(
         self, turn: Turn, configured: Sequence[Member], plugins: PluginSet,
-        join: Callable[[int, bytes], None],
+        join: Callable[[int, bytes], None], members: Callable[[], Iterable[NodeId]],
     ) -> None:  # fmt: skip
         self.turn = turn
         self.identity = turn.identity
         self.configured = sorted(configured, key=lambda member: member.node)
         self.plugins = plugins
         self.join = join
+        self.members = members
         self.cluster = 0
         self.payload = b""
         self.empty: dict[NodeId, Member] = {}
@@ -69,28 +71,32 @@ class Founding:
         )  # fmt: skip
 
     def introduce(self) -> None:
-        """Tell every configured peer who we are; again every 200 ms."""
+        """Tell every peer we know of who we are; again every 200 ms."""
         port, settings = self.turn.port, self.turn.settings
         self.deadline = port.now() + settings.introduce_s
         message = Introduce(self.cluster, self.us(), self.plugins)
-        for member in self.configured:
-            if member.node != self.identity.node:
-                port.send(member.node, message)
+        for node in dict.fromkeys((*self.turn.configured, *self.members())):
+            if node != self.identity.node:
+                port.send(node, message)
         self.found()
 
-    def answer(self, message: Introduce, recorded: int) -> None:
+    def answer(self, message: Introduce, recorded: int, removed: bool) -> None:
         """Tell a peer what we know of a cluster."""
         node = message.member.node
         if not self.cluster and node in self.turn.configured and node not in self.asked:
             self.asked.append(node)
         answer = Introduced(
             self.cluster, self.us(), self.plugins, message.member.incarnation, recorded,
-            self.payload,
+            self.payload, removed,
         )  # fmt: skip
         self.turn.port.send(node, answer)
 
     def on_introduced(self, message: Introduced) -> None:
         """A peer answered: join its cluster, or count it among the empty ones."""
+        if message.removed and message.asker == self.identity.incarnation:
+            text = "this node was removed from its cluster; to add it again, empty its directory"
+            self.turn.port.stop(Failure(Code.REMOVED, text))
+            return
         if self.cluster or self.decided:
             return
         if message.cluster:

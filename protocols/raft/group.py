@@ -28,6 +28,7 @@ from ..records import (
     StateRecord,
 )
 from ..replica import Replica
+from ..snapshot import Header
 from .log import Log, size
 from .progress import NEVER, Progress
 from .reads import Reads
@@ -38,6 +39,9 @@ Token = tuple[str, Any]
 
 FOREVER = float("inf")
 
+LEADER_LOST = Failure(
+    Code.LEADER_LOST, "leadership was lost before commit; send it again, same sequence"
+)
 _decode_configuration = msgspec.msgpack.Decoder(Configuration).decode
 
 
@@ -59,9 +63,13 @@ class Group:
         self.node = turn.identity.node
         self.incarnation = turn.identity.incarnation
         # Persistent (paper, figure 2).
-        self.log = Log(state.entries)
+        self.snapshot = state.snapshot
+        base, base_term = (self.snapshot.index, self.snapshot.term) if self.snapshot else (0, 0)
+        self.log = Log(state.entries, base, base_term)
         self.term = max(state.term, self.log.last_term)
         self.vote: NodeId = state.vote if self.term == state.term else ""
+        self.floor = state.floor
+        self.touched = False
         self.dirty = False  # term or vote changed and not written yet
         self.state_write = 0
         self.durable_index = self.log.last_index
@@ -70,15 +78,16 @@ class Group:
         # Volatile.
         self.role = Role.FOLLOWER
         self.leader: NodeId | None = None
-        self.commit = min(state.commit, self.log.last_index)
+        self.commit = max(base, min(state.commit, self.log.last_index))
         self.deadline = FOREVER  # of the election timer
         self.timeout_s = 0.0
         self.heard_at = -FOREVER
         self.votes: dict[NodeId, bool] = {}
-        self.time_us = state.entries[-1].time_us if state.entries else 0
+        self.time_us = state.entries[-1].time_us if state.entries else replica.time_us
         self.time_term = 0  # whose time that is: the term of the leader that told it
         self.clock_us = 0
-        # Membership: every configuration in the log; the last one counts (thesis §4.1).
+        # Membership: the last configuration of the log's forgotten part and all after it, with
+        # their indexes; the last one counts (thesis §4.1).
         self.configurations: list[tuple[int, Configuration]] = []
         self.members: dict[NodeId, Member] = {}
         self.voting = False
@@ -99,10 +108,27 @@ class Group:
         self.transferee: NodeId | None = None
         self.transfer_deadline = 0.0
         self.checked = 0
+        # Snapshots: what the log had grown to at the last one, and the write that recorded it.
+        self.saved_bytes, self.saved_number = 0, replica.number
+        self.recorded_write = 0
+        if replica.header is not None:
+            self.remember_configuration(replica.header)
         for entry in self.log.entries:
             if entry.kind == CONFIGURATION:
                 self.configurations.append((entry.index, _decode_configuration(entry.payload)))
         self.adopt_configuration()
+
+    def remember_configuration(self, header: Header) -> None:
+        """The configuration that a snapshot brings."""
+        if header.configuration:
+            found = _decode_configuration(header.configuration)
+            self.configurations.append((header.configuration_index, found))
+
+    def touch(self) -> None:
+        """The end of the turn has to look at this group."""
+        if not self.touched:
+            self.touched = True
+            self.turn.touched.append(self)
 
     # --- time -----------------------------------------------------------------------------------
 
@@ -156,13 +182,19 @@ class Group:
     def configuration(self) -> Configuration | None:
         return self.configurations[-1][1] if self.configurations else None
 
+    @property
+    def may_vote(self) -> bool:
+        """Not before there is a configuration, and one above the floor (`StateRecord.floor`): a
+        copy that is being filled knows less than the one before it acknowledged."""
+        return bool(self.configurations) and self.configurations[-1][0] > self.floor
+
     def adopt_configuration(self) -> None:
         """Live by the latest configuration in the log, committed or not (thesis §4.1)."""
         configuration = self.configuration
         members = configuration.members if configuration else ()
         self.members = {member.node: member for member in members}
         self.voters = sum(member.voter for member in members)
-        self.voting = self.counts(self.node, self.incarnation)
+        self.voting = self.counts(self.node, self.incarnation) and self.may_vote
         if self.role is Role.LEADER:
             self.track_peers()
 
@@ -194,6 +226,9 @@ class Group:
                 window, beat = self.turn.window(node), self.turn.beat
                 next_index = self.log.last_index + 1
                 peer = Progress(node, member.incarnation, member.voter, next_index, beat, window)
+                # What an earlier copy there acknowledged says nothing of this one.
+                peer.since_round = self.reads.round
+                self.heartbeat_due = self.stirred = True
             peer.voter = member.voter
             peers[node] = peer
         for node, peer in self.peers.items():
@@ -280,12 +315,9 @@ class Group:
         self.peers, self.voting_peers = {}, []
         self.transferee = None
         self.heartbeat_due = self.acknowledged = self.stirred = False
-        open_outcome = Failure(
-            Code.LEADER_LOST, "leadership was lost before commit; send it again, same sequence"
-        )
         lost: list[tuple[Token, Failure]] = []
         for index in [index for index in self.proposed if index > self.commit]:
-            lost += [(token, open_outcome) for token in self.proposed.pop(index)[1]]
+            lost += [(token, LEADER_LOST) for token in self.proposed.pop(index)[1]]
         refused = self.not_leader()
         lost += [(token, refused) for token in self.tokens + self.reads.abandon()]
         self.commands, self.tokens = [], []
@@ -343,7 +375,8 @@ class Group:
                 self.reconfigured()
 
     def state_record(self) -> StateRecord:
-        return StateRecord(self.group, self.term, self.vote, min(self.commit, self.durable_index))
+        commit = min(self.commit, self.durable_index)
+        return StateRecord(self.group, self.term, self.vote, commit, self.floor)
 
     def written(self, write_number: int) -> None:
         """This turn's records of the group went out under `write_number`."""

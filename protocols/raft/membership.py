@@ -12,10 +12,13 @@ from collections.abc import Sequence
 import msgspec
 
 from ..errors import Code
-from ..plugin import Failure
+from ..plugin import CONTROL, Failure
 from ..records import CONFIGURATION, NOOP, Configuration, Member
 from .group import Group, Role
 from .progress import NEVER, Progress
+
+REMOVED_MAX = 256
+"""Removed members that are remembered; what was removed before them is only not recorded."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -35,8 +38,39 @@ def reconfigure(group: Group, members: Sequence[Member]) -> Failure | None:
     ordered = tuple(sorted(members, key=lambda member: member.node))
     if not 0 < _differences(present.members, ordered) <= 1:
         return Failure(Code.MALFORMED, "members change one at a time")
-    group.lead(CONFIGURATION, encode(Configuration(present.cluster, ordered, present.plugins)))
+    removed = present.removed
+    if group.group == CONTROL:
+        stay = {member.node for member in ordered}
+        gone = [(m.node, m.incarnation) for m in present.members if m.node not in stay]
+        gone = [pair for pair in gone if pair[1]]
+        removed = (*removed, *gone)[-REMOVED_MAX:]
+    group.lead(
+        CONFIGURATION, encode(Configuration(present.cluster, ordered, present.plugins, removed))
+    )
+    group.touch()
     return None
+
+
+def committed(group: Group) -> tuple[int, Configuration] | None:
+    """The latest configuration that is known to be committed, and its index."""
+    for index, configuration in reversed(group.configurations):
+        if index <= group.commit:
+            return index, configuration
+    return None
+
+
+def removed(control: Group, member: Member) -> bool:
+    """Has this member left the cluster for good?"""
+    known = committed(control)
+    return known is not None and (member.node, member.incarnation) in known[1].removed
+
+
+def standing(group: Group) -> tuple[int, Configuration] | None:
+    """Of a group we lead: the configuration, if it is committed and the next may be proposed."""
+    ready = group.role is Role.LEADER and group.commit >= group.first_of_term
+    if not ready or group.transferee is not None or group.configurations[-1][0] > group.commit:
+        return None
+    return group.configurations[-1]
 
 
 def _differences(old: Sequence[Member], new: Sequence[Member]) -> int:
@@ -77,11 +111,14 @@ def consider_newcomer(group: Group, newcomer: Member) -> None:
 
 
 def consider_promotion(group: Group, peer: Progress, round_number: int) -> None:
-    """Make a configured node's learner a voter when it was close to the end of the log at the
+    """Make a learner that is to vote a voter when it was close to the end of the log at the
     beginning and at the end of a round (thesis §4.2.1)."""
-    if peer.node not in group.turn.configured:
+    if not group.turn.electable(group.group, peer.node):
         return
-    if peer.match < group.log.last_index - group.settings.promotion_entries:
+    # It must have the configuration that made it a learner: before that it might still give up
+    # the copy whose entries it acknowledged.
+    close = group.log.last_index - group.settings.promotion_entries
+    if peer.match < max(close, group.configurations[-1][0]):
         peer.close_round = NEVER
     elif peer.close_round == NEVER:
         peer.close_round = group.reads.round

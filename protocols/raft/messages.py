@@ -120,7 +120,8 @@ class Introduce(Message, frozen=True, tag=10):
 class Introduced(Message, frozen=True, tag=11):
     """Who answers, and what it knows. `asker` repeats the incarnation of who asked; `recorded` is
     the one its configuration has for that node (0: none). `founding` is the payload of the first
-    entry of every group, empty if this node does not have it."""
+    entry of group 0, empty if this node does not have it. `removed`: who asked, in the incarnation
+    it has, has been removed from the cluster for good."""
 
     cluster: int
     member: Member
@@ -128,6 +129,7 @@ class Introduced(Message, frozen=True, tag=11):
     asker: int
     recorded: int = 0
     founding: bytes = b""
+    removed: bool = False
 
 
 class InstallSnapshot(Message, frozen=True, tag=12):

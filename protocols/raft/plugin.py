@@ -23,8 +23,9 @@ from ..records import (
     NodeId,
     WriteNumber,
 )
-from ..replica import Replica
+from ..replica import Replicas
 from . import applying, election, inspection, membership, replication
+from .holding import Holding
 from .founding import Founding, PluginSet, compare_plugins
 from .group import FOREVER, Group, Role
 from .messages import (
@@ -60,8 +61,9 @@ _HANDLERS: dict[type[Message], Callable[[Group, NodeId, Any], None]] = {
 
 
 class Raft:
-    """All groups of one node. `replicas` are the groups it holds, `recovered` what its log holds
-    of them, `configured` the nodes of its settings, `plugins` the (name, version) pairs it has."""
+    """All groups of one node. `replicas` are the groups it holds at the start, `recovered` what
+    its log holds of all, `configured` the nodes of its settings (without this one if it never
+    founds a cluster, only joins one), `plugins` the (name, version) pairs it has."""
 
     name = "raft"
     version = 1
@@ -72,7 +74,7 @@ class Raft:
         self,
         identity: Identity,
         settings: Settings,
-        replicas: Mapping[GroupId, Replica],
+        replicas: Replicas,
         recovered: Mapping[GroupId, GroupState],
         configured: Sequence[Member],
         plugins: PluginSet,
@@ -80,11 +82,16 @@ class Raft:
         self.identity = identity
         self.settings = settings
         self.turn = Turn(identity, settings, [member.node for member in configured])
+        self.replicas = replicas
         self.groups = {
             group: Group(group, replicas[group], recovered.get(group) or GroupState(), self.turn)
             for group in sorted(replicas)
         }
-        self.founding = Founding(self.turn, configured, tuple(plugins), self._join)
+        self.holding = Holding(self)
+        self.holding.dormant = {
+            group: state for group, state in recovered.items() if group not in replicas
+        }
+        self.founding = Founding(self.turn, configured, tuple(plugins), self._join, self._members)
         self.more = False
         self.joining = 0
         self.joining_write: WriteNumber | None = None
@@ -99,6 +106,8 @@ class Raft:
         self.founding.begin()
         control = self.groups[CONTROL]
         configuration = control.configuration
+        for group in self.groups.values():
+            group.touch()
         if configuration is not None:
             differ = compare_plugins(self.founding.plugins, configuration.plugins)
             if differ is not None:
@@ -118,6 +127,9 @@ class Raft:
         if entry.kind == CONFIGURATION:
             self.founding.payload = entry.payload
 
+    def _members(self) -> list[NodeId]:
+        return list(self.groups[CONTROL].members)
+
     def _join(self, cluster: int, payload: bytes) -> None:
         """Belong to `cluster` once its founding entry, if it is for us, is durable."""
         if not payload:
@@ -125,10 +137,10 @@ class Raft:
             self._joined(cluster)
             return
         self.joining = cluster
-        for group in self.groups.values():
-            if group.group < self.settings.groups:
-                group.term, group.dirty = max(group.term, 1), True
-                group.follow((Entry(1, 1, 0, CONFIGURATION, payload),))
+        control = self.groups[CONTROL]
+        control.term, control.dirty = max(control.term, 1), True
+        control.follow((Entry(1, 1, 0, CONFIGURATION, payload),))
+        control.touch()
 
     def _joined(self, cluster: int) -> None:
         control = self.groups[CONTROL]
@@ -146,19 +158,15 @@ class Raft:
         founding, now = self.founding, self.port.now()
         if not self._recorded():
             founding.deadline = now if founding.deadline == FOREVER else founding.deadline
-        elif all(group.leader is not None for group in self.groups.values()):
+        elif self.groups[CONTROL].leader is not None:
             founding.deadline = FOREVER
         elif founding.deadline == FOREVER:
             founding.deadline = now + self.settings.founding_s
 
     def _recorded(self) -> bool:
-        """Is our incarnation in the configuration of every group we hold?"""
-        node, incarnation = self.identity.node, self.identity.incarnation
-        for group in self.groups.values():
-            member = group.members.get(node)
-            if member is None or member.incarnation != incarnation:
-                return False
-        return True
+        """Is our incarnation in the configuration of group 0? The other groups follow it."""
+        member = self.groups[CONTROL].members.get(self.identity.node)
+        return member is not None and member.incarnation == self.identity.incarnation
 
     def recorded_incarnation(self, node: NodeId) -> int | None:
         """The incarnation group 0's configuration has for a node: 0 if it is a member not heard of
@@ -182,6 +190,7 @@ class Raft:
         elif self.cluster:
             group = self.groups.get(message.group)  # type: ignore[attr-defined]
             if group is not None:
+                group.touch()
                 _HANDLERS[type(message)](group, sender, message)
 
     def _on_introduce(self, message: Introduce) -> None:
@@ -189,20 +198,24 @@ class Raft:
         # While our founding entry is being written we are not empty, and nothing else yet.
         if self.joining or (message.cluster and message.cluster != ours):
             return
-        recorded = self.groups[CONTROL].members.get(newcomer.node)
-        self.founding.answer(message, recorded.incarnation if recorded else 0)
-        if not message.cluster or newcomer.node not in self.turn.configured:
+        control = self.groups[CONTROL]
+        recorded = control.members.get(newcomer.node)
+        removed = membership.removed(control, newcomer)
+        self.founding.answer(message, recorded.incarnation if recorded else 0, removed)
+        if not message.cluster or not newcomer.incarnation or removed:
             return
-        if newcomer.incarnation and not compare_plugins(self.founding.plugins, message.plugins):
-            for group in self.groups.values():
-                membership.consider_newcomer(group, newcomer)
+        if not compare_plugins(self.founding.plugins, message.plugins):
+            membership.consider_newcomer(control, newcomer)
 
     def on_durable(self, write_number: WriteNumber) -> None:
         """Writes up to `write_number` are on disk: our own entries count, answers leave."""
         answers = self.turn.release(write_number)
-        for group in self.groups.values():
+        writing, self.turn.writing = self.turn.writing, []
+        for group in writing:
+            group.touch()
+            group.durable(write_number)
             if group.writes:
-                group.durable(write_number)
+                self.turn.writing.append(group)
         if self.joining_write is not None and write_number >= self.joining_write:
             cluster, self.joining, self.joining_write = self.joining, 0, None
             self.port.joined(cluster)
@@ -228,6 +241,7 @@ class Raft:
         elif found.uncommitted_bytes > self.settings.uncommitted_bytes:
             self.port.failed(plugin, group, token, applying.BUSY)
         else:
+            found.touch()
             found.commands.append(command)
             found.tokens.append((plugin, token))
 
@@ -237,6 +251,7 @@ class Raft:
             if found.reads.count >= self.settings.waiting_reads:
                 self.port.failed(plugin, group, token, applying.BUSY)
             else:
+                found.touch()
                 found.reads.add((plugin, token))
 
     def _leading(self, plugin: str, group: GroupId, token: Any) -> Group | None:
@@ -269,6 +284,7 @@ class Raft:
 
     def hand_over(self, group: GroupId, target: NodeId) -> bool:
         """Hand the leadership of a group to a voter (thesis §3.10). False if that cannot be."""
+        self.groups[group].touch()
         return election.start_transfer(self.groups[group], target)
 
     def transfer(self) -> bool:
@@ -276,6 +292,7 @@ class Raft:
         for group in self.groups.values():
             if group.role is Role.LEADER and group.voters - group.voting:
                 done = False
+                group.touch()
                 target = election.successor(group)
                 if group.transferee is None and target is not None:
                     election.start_transfer(group, target)
@@ -300,52 +317,57 @@ class Raft:
                 self._introduce_until_recorded()
             if now >= self.founding.deadline:
                 self.founding.introduce()
-        for group in self.groups.values():
+        for group in list(self.groups.values()):
             if now >= group.deadline:
+                group.touch()
                 election.on_election_timeout(group)
         if turn.leading and now >= turn.next_beat:
             turn.beat += 1
             turn.next_beat = now + self.settings.heartbeat_s
             for group in self.groups.values():
                 if group.role is Role.LEADER:
+                    group.touch()
                     replication.beat(group)
 
     # --- the end of a turn ----------------------------------------------------------------------
 
     def flush(self) -> None:
         """Apply, cut entries, write, send: once per turn."""
-        self.more = False
-        groups = self.groups.values()
-        left = self.settings.apply_operations
-        for group in groups:
+        turn, left = self.turn, self.settings.apply_operations
+        for group in turn.touched:
             if group.acknowledged or group.replica.applied < group.commit or group.reads.waiting:
                 left = applying.settle(group, left)
-        for group in groups:
+        for group in turn.touched:
             if group.commands:
                 applying.cut(group)
         self._write()
-        for group in groups:
+        touched, turn.touched = turn.touched, []
+        for group in touched:
+            group.touched = False
             if group.stirred or group.reads.arrived:
                 replication.send(group)
                 if group.voters == 1:
                     applying.release_reads(group)
             if group.commands or group.reads.arrived or group.replica.applied < group.commit:
-                self.more = True
+                group.touch()
+        self.more = bool(turn.touched)
         if self.turn.unsettled:
             self.turn.unsettled = False
             self._introduce_until_recorded()
 
     def _write(self) -> None:
         """Everything of the turn in one write; answers that count on it wait for it."""
-        turn, groups = self.turn, self.groups.values()
-        states = [group.state_record() for group in groups if group.dirty]
+        turn = self.turn
+        states = [group.state_record() for group in turn.touched if group.dirty]
         if states:
             turn.records[:0] = states
         if turn.records:
             answers = turn.write()
-            for group in groups:
+            for group in turn.touched:
                 if group.dirty or group.unwritten:
                     group.written(turn.written)
+                    if group.writes and group not in turn.writing:
+                        turn.writing.append(group)
             if self.joining and self.joining_write is None:
                 self.joining_write = turn.written
         else:

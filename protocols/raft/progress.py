@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..records import NodeId
+from ..records import NodeId, Snapshot
 
 NEVER = -1
 
@@ -22,20 +22,50 @@ class Window:
         self.bytes = 0
 
 
+class Sending:
+    """A snapshot on its way to a peer: `received` bytes are there as it says, `sent` left,
+    `reading` is the offset being read from our disk. At first, and when a heartbeat overtakes the
+    answer, the peer is `asked` how far it is; nothing leaves before it has `answered`."""
+
+    __slots__ = ("answered", "asked", "reading", "received", "sent", "snapshot")
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.received = self.sent = 0
+        self.reading = NEVER
+        self.asked = self.answered = False
+
+    def ask(self) -> None:
+        """What left may be lost: ask again."""
+        self.sent = self.received
+        self.asked = self.answered = False
+
+    def is_there(self, offset: int) -> None:
+        """The peer says how far it is; less than before if it has lost what it had."""
+        self.asked = self.answered = True
+        if offset > self.received:
+            self.received, self.sent = offset, max(self.sent, offset)
+        elif offset < self.received:
+            self.received = self.sent = offset
+
+
 class Progress:
     """One member of one group as its leader sees it.
 
     `next` is the next index to send; `round` the last round it answered (`reads.py`),
     `heard_beat` the heartbeat of ours at which we last heard of it; `append_round` the round in
-    force when an append was last sent; `question` asks to send an append without entries.
+    force when an append was last sent; answers count from rounds after `since_round`. `question`
+    asks to send an append without entries.
     """
 
     __slots__ = (
         "append_round",
         "close_round",
+        "fetching",
         "heard_beat",
         "incarnation",
         "inflight",
+        "known",
         "match",
         "next",
         "node",
@@ -43,6 +73,8 @@ class Progress:
         "probing",
         "question",
         "round",
+        "sending",
+        "since_round",
         "voter",
         "window",
     )
@@ -67,9 +99,15 @@ class Progress:
         self.inflight: deque[tuple[int, int]] = deque()
         self.round = NEVER
         self.append_round = NEVER
+        self.since_round = NEVER
         self.close_round = NEVER
         self.heard_beat = beat
         self.window = window
+        # For what is older than memory: the index being fetched from our disk, index and term of
+        # the last entry fetched, the snapshot being sent.
+        self.fetching = NEVER
+        self.known: tuple[int, int] = (0, 0)
+        self.sending: Sending | None = None
 
     def sent(self, last_index: int, count: int, round_number: int) -> None:
         """An append with entries of `count` bytes up to `last_index` left."""
@@ -86,6 +124,7 @@ class Progress:
         risen = index > self.match
         if risen:
             self.match = index
+            self.sending = None
         if self.probing:
             self.probing = self.paused = False
             self.next = self.match + 1

@@ -99,6 +99,8 @@ def _answering(
     peer = group.peers.get(sender)
     if peer is None or peer.incarnation != message.incarnation:
         return None
+    if message.round <= peer.since_round:
+        return None
     peer.heard_beat = group.turn.beat
     group.stirred = True
     if message.round > peer.round:
@@ -116,8 +118,13 @@ def on_appended(group: Group, sender: NodeId, message: Appended) -> None:
 
 def on_rejected(group: Group, sender: NodeId, message: Rejected) -> None:
     peer = _answering(group, sender, message)
-    if peer is None or message.previous_index <= peer.match:
+    if peer is None:
         return
+    if message.previous_index <= peer.match:
+        if peer.voter:
+            return
+        # A learner may have given up an earlier copy meanwhile: nothing counts on it yet.
+        peer.match = 0
     if peer.probing and message.previous_index != peer.next - 1:
         return  # the answer to a probe before this one
     next_index = message.conflict_index

@@ -7,12 +7,19 @@ it, are durable. So it is enough to know one write number per turn.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..plugin import LogPort, Message
-from ..records import Identity, NodeId, Record, WriteNumber
+from ..records import GroupId, Identity, NodeId, Record, WriteNumber
 from .progress import Window
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..replica import Replica
+    from .digests import Digests
+    from .group import Group
+    from .snapshots import Snapshots
 
 Answer = tuple[NodeId, Message]
 
@@ -20,9 +27,16 @@ Answer = tuple[NodeId, Message]
 class Turn:
     """`beat` counts our heartbeats, `leading` the groups we lead; `next_beat` is a time of the
     port's clock; `configured` the nodes named in our settings. `written` and `durable` are write
-    numbers. `unsettled`: a group's configuration is another one, or its leader is gone."""
+    numbers. `unsettled`: a group's configuration is another one, or its leader is gone.
+
+    `touched` are the groups to which something happened in this turn, the only ones its end looks
+    at; `writing` those whose entries are on their way to the disk. `electable`: may a learner of
+    that group become a voter once it has caught up?"""
 
     port: LogPort
+    replicas: dict[GroupId, Replica]
+    snapshots: Snapshots
+    digests: Digests
 
     def __init__(
         self, identity: Identity, settings: Settings, configured: Sequence[NodeId]
@@ -32,6 +46,9 @@ class Turn:
         self.settings = settings
         self.records: list[Record] = []
         self.answers: list[Answer] = []
+        self.touched: list[Group] = []
+        self.writing: list[Group] = []
+        self.electable: Callable[[GroupId, NodeId], bool] = lambda _, node: node in self.configured
         self.held: deque[tuple[WriteNumber, list[Answer]]] = deque()
         self.written: WriteNumber = 0
         self.durable: WriteNumber = 0

@@ -39,7 +39,7 @@ class Trio:
             node: assemble(
                 Identity(0, node, number),
                 builtin(),
-                Settings(groups=1),
+                Settings(),
                 configured,
                 {},
                 seed=number,

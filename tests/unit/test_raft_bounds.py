@@ -27,7 +27,7 @@ def test_a_tag_is_a_position() -> None:
 
 def test_the_uncommitted_tail_is_bounded() -> None:
     """Pitfall 29: without a quorum proposals are refused and memory stays flat."""
-    world = World(settings=Settings(groups=1, uncommitted_bytes=64 * KIB))
+    world = World(settings=Settings(uncommitted_bytes=64 * KIB))
     world.elect("n1")
     world.cut = lambda letter: True
     refused = 0
@@ -54,7 +54,7 @@ def test_the_uncommitted_tail_is_bounded() -> None:
 
 def test_one_turn_cannot_pass_the_bound_by_much() -> None:
     """Pitfall 29: what one turn proposes is cut into entries, and those above it refused."""
-    settings = Settings(groups=1, uncommitted_bytes=64 * KIB, entry_bytes=16 * KIB)
+    settings = Settings(uncommitted_bytes=64 * KIB, entry_bytes=16 * KIB)
     world = World(settings=settings)
     world.elect("n1")
     with world.one_turn("n1"):
@@ -71,7 +71,7 @@ def test_one_turn_cannot_pass_the_bound_by_much() -> None:
 
 def test_a_window_of_messages() -> None:
     """Pitfall 30: a peer that does not answer gets no more than its window."""
-    world = World(settings=Settings(groups=1, window_messages=8))
+    world = World(settings=Settings(window_messages=8))
     world.elect("n1")
     world.beat("n1")
     world.settle()
@@ -88,7 +88,7 @@ def test_a_window_of_messages() -> None:
 
 def test_a_window_of_bytes_over_all_groups() -> None:
     """Pitfall 30: many groups share what may be under way to one node."""
-    world = World(groups=4, settings=Settings(groups=4, window_bytes=64 * KIB))
+    world = World(groups=4, settings=Settings(window_bytes=64 * KIB))
     for group in range(4):
         world.elect("n1", group)
     world.beat("n1")
@@ -107,7 +107,7 @@ def test_a_window_of_bytes_over_all_groups() -> None:
 
 
 def test_a_frame_of_entries_is_bounded() -> None:
-    world = World(settings=Settings(groups=1, append_bytes=16 * KIB))
+    world = World(settings=Settings(append_bytes=16 * KIB))
     world.elect("n1")
     world.crash("n3")
     for number in range(100):
@@ -127,7 +127,7 @@ def test_a_frame_of_entries_is_bounded() -> None:
 
 def test_a_heartbeat_is_not_behind_a_full_window() -> None:
     """Pitfall 30: heartbeats leave although nothing else may."""
-    world = World(settings=Settings(groups=1, window_messages=1))
+    world = World(settings=Settings(window_messages=1))
     world.elect("n1")
     for number in range(5):
         world.propose("n1", f"{number}")
@@ -138,7 +138,7 @@ def test_a_heartbeat_is_not_behind_a_full_window() -> None:
 
 def test_a_turn_applies_only_so_much() -> None:
     """A restart replays the log over many turns, not in one."""
-    world = World(1, settings=Settings(groups=1, apply_operations=100))
+    world = World(1, settings=Settings(apply_operations=100))
     world.elect("n1")
     for number in range(50):
         world.propose("n1", *[f"{number}/{i}" for i in range(20)])
@@ -149,6 +149,7 @@ def test_a_turn_applies_only_so_much() -> None:
     raft.on_deadline()
     group = world.group("n1")
     group.commit = group.log.last_index
+    group.touch()
     raft.flush()
     assert 80 < len(world.texts("n1")) < 130 and raft.deadline() == world.time
 
@@ -176,7 +177,7 @@ def test_an_idle_turn_sends_and_writes_nothing() -> None:
 
 
 def test_reads_that_wait_are_bounded() -> None:
-    world = World(settings=Settings(groups=1, waiting_reads=10))
+    world = World(settings=Settings(waiting_reads=10))
     world.elect("n1")
     world.cut = lambda letter: True
     for number in range(12):

@@ -14,25 +14,21 @@ def clusters(world: World) -> set[int]:
     return {world.nodes[name].cluster for name in world.nodes}
 
 
-def found(nodes: int = 3, groups: int = 1) -> World:
-    world = World(nodes, groups=groups, founded=False)
+def found(nodes: int = 3) -> World:
+    world = World(nodes, founded=False)
     world.advance(2.0)
     return world
 
 
 def test_an_empty_cluster_is_founded() -> None:
-    world = found(groups=3)
+    world = found()
     [cluster] = clusters(world)
     assert cluster and {disk.cluster for disk in world.disks.values()} == {cluster}
-    for group in range(3):
-        assert len(world.leaders(group)) == 1
-        for name in world.names:
-            log = world.group(name, group).log
-            assert log.get(1) == world.group("n1", 0).log.get(1)
-            incarnations = {
-                m.node: m.incarnation for m in world.group(name, group).members.values()
-            }
-            assert incarnations == world.incarnations
+    assert len(world.leaders()) == 1
+    for name in world.names:
+        assert world.group(name).log.get(1) == world.group("n1").log.get(1)
+        members = world.group(name).members.values()
+        assert {member.node: member.incarnation for member in members} == world.incarnations
 
 
 def test_a_single_node_founds_at_once() -> None:
@@ -196,15 +192,13 @@ def test_a_follower_behind_follows_a_leader_it_has_not_recorded() -> None:
     assert world.leaders() == ["n2"] and world.group("n3").members["n2"].incarnation == 999
 
 
-def test_the_loss_is_healed_in_every_group() -> None:
-    world = found(groups=4)
-    for group in range(4):
-        world.elect(f"n{1 + group % 2}", group)
+def test_the_loss_is_healed() -> None:
+    world = found()
+    world.elect("n1")
     world.wipe("n3", 999)
     world.advance(4.0)
-    for group in range(4):
-        member = world.group("n1", group).members["n3"]
-        assert (member.incarnation, member.voter) == (999, True)
+    member = world.group("n1").members["n3"]
+    assert (member.incarnation, member.voter) == (999, True)
     world.wire.clear()
     world.advance(1.0, deliver=False)
     assert not world.on_wire(kind=Introduce)

@@ -506,10 +506,10 @@ def test_entries_of_earlier_terms_are_not_committed_by_counting() -> None:
     world.drop(kind=AppendEntries)
     # The entry of term 2 is on a majority; the one of our own term is not.
     for name, incarnation in (("n2", 102), ("n3", 103), ("n4", 104)):
-        world.hand(name, "n1", Appended(0, group.term, 2, 0, incarnation))
+        world.hand(name, "n1", Appended(0, group.term, 2, 1, incarnation))
     assert group.commit == 0
     for name, incarnation in (("n2", 102), ("n3", 103)):
-        world.hand(name, "n1", Appended(0, group.term, 3, 0, incarnation))
+        world.hand(name, "n1", Appended(0, group.term, 3, 1, incarnation))
     assert group.commit == 3
 
 
@@ -677,7 +677,7 @@ def test_proposals_elsewhere_are_refused_with_the_leaders_name() -> None:
 def test_a_deposed_leader_tells_who_proposed() -> None:
     """§8: what was not committed may still be, or not: the outcome is open. What was committed
     is answered although the leadership is over."""
-    world = World(settings=Settings(groups=1, apply_operations=1))
+    world = World(settings=Settings(apply_operations=1))
     term = world.elect("n1")
     world.propose("n1", "applied")
     world.propose("n1", "committed")

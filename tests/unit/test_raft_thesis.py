@@ -310,9 +310,9 @@ def test_a_vote_of_another_incarnation_does_not_count() -> None:
     world.hand("n2", "n1", Voted(0, 2, True, 102))
     group = world.group("n1")
     last = group.log.last_index
-    world.hand("n2", "n1", Appended(0, 2, last, 0, 999))
+    world.hand("n2", "n1", Appended(0, 2, last, 1, 999))
     assert group.commit < last
-    world.hand("n2", "n1", Appended(0, 2, last, 0, 102))
+    world.hand("n2", "n1", Appended(0, 2, last, 1, 102))
     assert group.commit == last
 
 
