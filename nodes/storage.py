@@ -1,4 +1,5 @@
-"""A data directory: `node.json`, the log, and what to do when they do not fit together.
+"""A data directory: `node.json`, the log, the snapshots, and what to do when they do not fit
+together.
 
 The law: a node goes on with a log only if everything it ever acknowledged is in it. Otherwise the
 log is set aside and the node comes back under a new incarnation: as a learner, filled by the
@@ -15,10 +16,11 @@ from typing import NamedTuple
 from ..protocols.records import GroupId, GroupState, Identity
 from . import identity as identities
 from .configuration import NodeConfiguration
-from .disk import FileDisk
+from .disk import FileDisk, disk_error
 from .log import Log
+from .snapshots import SnapshotStore
 
-LOG = "log"
+LOG, SNAPSHOTS = "log", "snapshots"
 
 logger = logging.getLogger("coterie.node")
 
@@ -31,49 +33,63 @@ class Storage(NamedTuple):
     identity: Identity
     log: Log
     recovered: Mapping[GroupId, GroupState]
+    snapshots: SnapshotStore
 
 
 def open_storage(configuration: NodeConfiguration) -> Storage:
     """Open or make the data directory. Raises `DirectoryInUse`, `ForeignDirectory`,
-    `UnreadableIdentity`, `CorruptLog`, `ForeignLog`, `DiskFailed`, `DiskFull`."""
+    `UnreadableIdentity`, `CorruptLog` (a `CorruptSnapshot` too), `ForeignLog`, `DiskFailed`,
+    `DiskFull`."""
     directory = configuration.data_dir
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     disk = FileDisk(directory / LOG)
     try:
         identity = identities.load(directory, configuration.name)
-        storage = _open_log(configuration, directory, disk, identity)
-        if not _may_lack(storage):
-            return storage
-        logger.warning(
-            "node %s may have lost what it acknowledged (%s): it comes back as a learner",
-            identity.node,
-            "unclean stop in mode relaxed" if storage.log.unclean else "its log is gone",
-        )
-        storage.log.close()
-        disk.close()
-        identities.set_aside(directory / LOG)
-        disk = FileDisk(directory / LOG)
-        renewed = identities.renewed(directory, identity)
-        return _open_log(configuration, directory, disk, renewed)
+        log = _log(configuration, disk, identity)
+        recovered = log.open()
+        if _may_lack(directory, identity, log):
+            logger.warning(
+                "node %s may have lost what it acknowledged (%s): it comes back as a learner",
+                identity.node,
+                "unclean stop in mode relaxed" if log.unclean else "its log is gone",
+            )
+            log.close()
+            disk.close()
+            identities.set_aside(directory / LOG)
+            if (directory / SNAPSHOTS).exists():
+                identities.set_aside(directory / SNAPSHOTS)
+            disk = FileDisk(directory / LOG)
+            identity = identities.renewed(directory, identity)
+            log = _log(configuration, disk, identity)
+            recovered = log.open()
+        snapshots = _open_snapshots(directory, recovered)
+        return Storage(directory, disk, identity, log, recovered, snapshots)
     except BaseException:
         disk.close()
         raise
 
 
-def _may_lack(storage: Storage) -> bool:
+def _may_lack(directory: Path, identity: Identity, log: Log) -> bool:
     """May the log lack something that was acknowledged?"""
-    log, same_boot = storage.log, identities.same_boot(storage.directory)
-    return bool(log.fresh and storage.identity.cluster) or (log.unclean and not same_boot)
+    same_boot = identities.same_boot(directory)
+    return bool(log.fresh and identity.cluster) or (log.unclean and not same_boot)
 
 
-def _open_log(
-    configuration: NodeConfiguration, directory: Path, disk: FileDisk, identity: Identity
-) -> Storage:
-    log = Log(
+def _log(configuration: NodeConfiguration, disk: FileDisk, identity: Identity) -> Log:
+    return Log(
         disk,
         node=identity.node,
         incarnation=identity.incarnation,
         segment_bytes=configuration.segment_bytes,
         mode=configuration.durability,
     )
-    return Storage(directory, disk, identity, log, log.open())
+
+
+def _open_snapshots(directory: Path, recovered: Mapping[GroupId, GroupState]) -> SnapshotStore:
+    named = {group: state.snapshot for group, state in recovered.items() if state.snapshot}
+    try:
+        snapshots = SnapshotStore(FileDisk(directory / SNAPSHOTS, reserve_bytes=0, hold=False))
+        snapshots.clean(named)
+    except OSError as error:
+        raise disk_error("opening the snapshots", error) from error
+    return snapshots
