@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restart": (".nodes.commands", "restart", "Start a node of a running cluster again."),
     "node": (".nodes.commands", "node", "Run one node in this process."),
     "status": (".nodes.commands", "status", "Show the nodes, the leader and what they hold."),
+    "member": (".nodes.members", "member", "List the nodes, let one join or leave."),
+    "leader": (".nodes.members", "leader", "Hand a leadership over."),
     "lock": (".clients.commands", "lock", "Take a lock, run a command under it."),
     "locks": (".clients.commands", "locks", "List the locks of a cluster."),
     "demo": (".nodes.demo", "demo", "See a cluster lose its leader and keep its promises."),

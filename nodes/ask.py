@@ -1,7 +1,7 @@
 """Asking nodes who leads and how they are, without a client and without a session.
 
-The law: it takes part in nothing. It asks, waits for a bounded time and reports what it heard; no
-answer changes any state of the cluster.
+The law: it takes part in nothing. It asks, waits for a bounded time and reports what it heard. Only
+an operator's change (`administration.py`) changes anything, and that one may be sent twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ import zmq
 from ..bus.codec import Answer, Codec, Vocabulary
 from ..bus.frame import PEER_FRAME_BYTES, Kind, Malformed
 from ..bus.options import new_socket
-from ..protocols.plugin import CONTROL, Failure, GroupId, Query, Result
+from ..protocols.placement.messages import (
+    AddMember,
+    Changed,
+    DescribeRing,
+    HandingOver,
+    HandOver,
+    ListMembers,
+    MemberList,
+    RemoveMember,
+    Ring,
+)
+from ..protocols.plugin import CONTROL, Failure, GroupId, Operation, Query, Result
 from ..protocols.session.messages import (
     Describe,
     Described,
@@ -27,7 +38,7 @@ from ..protocols.session.messages import (
     SessionList,
 )
 
-PLUGIN = "session"
+SESSION, PLACEMENT = "session", "placement"
 ROUND_S = 0.25
 """How long a node that is there may take to answer, when others may be dead."""
 
@@ -43,10 +54,14 @@ class NodeAsker:
         self._sockets: dict[str, zmq.Socket[Any]] = {}
         self._codec = Codec(
             {
-                PLUGIN: Vocabulary(
+                SESSION: Vocabulary(
                     asked=(Locate, Describe, ListSessions),
                     answered=(Located, Described, SessionList, Failure),
-                )
+                ),
+                PLACEMENT: Vocabulary(
+                    asked=(AddMember, RemoveMember, HandOver, ListMembers, DescribeRing),
+                    answered=(Changed, HandingOver, MemberList, Ring, Failure),
+                ),
             }
         )
         self._client = random.SystemRandom().getrandbits(63) | 1
@@ -72,8 +87,9 @@ class NodeAsker:
     def ask(
         self,
         endpoints: Iterable[str],
-        query: Query,
+        query: Query | Operation,
         *,
+        plugin: str = SESSION,
         timeout_s: float = ROUND_S,
         group: GroupId = CONTROL,
         cluster: int = 0,
@@ -84,7 +100,7 @@ class NodeAsker:
         `enough` ends the wait early: a node that is dead or paused then costs no time."""
         self._sequence += 1
         frame = self._codec.encode_ask(
-            PLUGIN, cluster, self._client, 0, group, self._sequence, 0, [self._sequence], [query]
+            plugin, cluster, self._client, 0, group, self._sequence, 0, [self._sequence], [query]
         )[0]
         waiting = list(dict.fromkeys(endpoints))
         poller = zmq.Poller()
@@ -217,6 +233,26 @@ def await_leader(
             if agreed and reads(asker, endpoint, leader.cluster):
                 return leader
     return None
+
+
+def find_members(
+    asker: NodeAsker, endpoints: Sequence[str], timeout_s: float = ROUND_S
+) -> dict[str, str]:
+    """The endpoints of all members and their names ("?" if unknown), the given ones among them:
+    those at which a node gave its name, else those the cluster advertises."""
+
+    def members_known(answers: dict[str, Result]) -> bool:
+        return any(answer.leader for answer in located(answers).values())
+
+    heard = located(asker.ask(endpoints, Locate(), timeout_s=timeout_s, enough=members_known))
+    names = {endpoint: answer.node for endpoint, answer in heard.items()}
+    for answer in heard.values():
+        for member in answer.members:
+            if member.node not in names.values() and member.client_endpoint:
+                names.setdefault(member.client_endpoint, member.node)
+    for endpoint in endpoints:
+        names.setdefault(endpoint, "?")
+    return names
 
 
 def rounds(deadline: float) -> Iterator[float]:

@@ -41,6 +41,7 @@ data_option = click.option(
 @click.command()
 @click.option("--name", help="Name of this node among --peers [node1].")
 @click.option("--peers", help="All nodes: NAME=HOST:PORT[:PEERS[:PUB]],… (peers +100, PUB +200).")
+@click.option("--join", help="HOST:PORT,… of a running cluster: join it, instead of --peers.")
 @click.option("--data", help="Directory of this node [coterie-data/NAME].")
 @click.option("--bind", help="Where to listen: HOST[:PORT[:PEERS[:PUB]]] [as in --peers].")
 @click.option("--advertise", help="HOST:PORT by which clients reach this node [as in --peers].")
@@ -52,14 +53,22 @@ data_option = click.option(
 @click.option("--keys", help="Not there yet.")
 @click.option("--log-level", help="debug, info, warning or error [info].")
 @click.option("--parent-pipe", hidden=True)
-def node(insecure: bool, **flags: str | None) -> NoReturn:
+def node(insecure: bool, join: str | None, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.
+
+    Nodes that are told of each other by --peers found a cluster together. One more joins it with
+    --name, --join and the address by which it is reached, --bind or --advertise.
 
     Every option can be given as COTERIE_<OPTION> in the environment, too.
     """
     from .configuration import ConfigurationError, NodeConfiguration
     from .process import run
 
+    joined = join or os.environ.get("COTERIE_JOIN")
+    if joined:
+        from .members import joined_peers
+
+        flags["peers"] = joined_peers(joined, flags)
     lifted = "yes" if insecure else None
     try:
         configuration = NodeConfiguration.from_options(os.environ, insecure=lifted, **flags)
@@ -124,12 +133,14 @@ def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
     """The plan of the directory; a new directory gets what the flags say."""
     from .plans import PlanDiffers, kept, numbered
 
-    plans = kept(data)
-    if plans is None:
+    found = kept(data)
+    if found is None:
         return numbered(nodes or 3, port or PORT)
+    plans = [plan for plan in found if not plan.removed]
     if nodes is not None and nodes != len(plans):
         raise PlanDiffers(
-            f"--nodes: {nodes}: {data} holds a cluster of {len(plans)}; members cannot change yet"
+            f"--nodes: {nodes}: {data} holds a cluster of {len(plans)}; leave --nodes out, and add "
+            "nodes while it runs: coterie node --name NAME --join HOST:PORT --bind HOST:PORT"
         )
     if port is not None and port != plans[0].client:
         raise PlanDiffers(
@@ -160,10 +171,11 @@ def _check_configuration(plans: list[NodePlan], data: Path, durability: str | No
 
 
 def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
-    from .plans import keep
+    from .plans import keep, kept
     from .up import Up
 
-    keep(data, plans)
+    if kept(data) is None:
+        keep(data, plans)
     cluster = Up(data, plans, options, lambda text: click.echo(text))
     try:
         leader = cluster.await_ready()
@@ -292,11 +304,20 @@ restart = _for_node("restart", "Start a node again with the same command, ending
 @click.option("--json", "as_json", is_flag=True, help="All that the nodes say of themselves.")
 def status(endpoints: str, as_json: bool) -> NoReturn:
     """Show the nodes, the leader and what they hold. Exits 1 without a quorum."""
+    import json
+
+    from .ring_view import collect_ring
     from .status import collect, to_json, to_table
 
+    addresses = [part.strip() for part in endpoints.split(",") if part.strip()]
     try:
-        found = collect([part.strip() for part in endpoints.split(",") if part.strip()])
+        found = collect(addresses)
     except ValueError as error:
         raise WrongSetting(f"--endpoints: {error}") from None
-    click.echo(to_json(found) if as_json else to_table(found))
+    ring = collect_ring(addresses) if found.quorum else None
+    if as_json:
+        content = json.loads(to_json(found))
+        click.echo(json.dumps({**content, "ring": ring and ring.as_json()}, indent=2))
+    else:
+        click.echo(to_table(found) + (f"\n\n{ring.as_table()}" if ring else ""))
     sys.exit(0 if found.quorum else 1)

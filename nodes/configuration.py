@@ -20,6 +20,7 @@ Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 T = TypeVar("T")
 
+PORT = 7001
 PEER_OFFSET, PUBLISH_OFFSET = 100, 200
 """Where the ports for peers and PUB are, seen from the port for clients."""
 
@@ -123,7 +124,7 @@ class NodeConfiguration:
 
         Raises `ConfigurationError`."""
         options = _Options(environ)
-        node = options.read("name", name, _name, "node1")
+        node = options.read("name", name, parse_name, "node1")
         default_peers = f"{node}=127.0.0.1:7001"
         configured = options.read("peers", peers, _peers, default_peers)
         own = next((peer for peer in configured if peer.name == node), None)
@@ -192,7 +193,17 @@ def endpoint(host: str, port: int) -> str:
     return f"tcp://{host}:{port}"
 
 
-def _name(text: str) -> str:
+def parse_address(text: str) -> tuple[str, str, str]:
+    """The endpoints for clients and for peers and of PUB at HOST:PORT[:PEERS[:PUB]]. Raises
+    ValueError."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or "*" in match["host"]:
+        raise ValueError(f"{text!r} is not HOST:PORT[:PEERS[:PUB]], as in 127.0.0.1:7001")
+    return _three(match)
+
+
+def parse_name(text: str) -> str:
+    """A node's name. Raises ValueError."""
     if not _NAME.fullmatch(text):
         raise ValueError("a name is 1 to 64 letters, digits, '.', '_' or '-'")
     return text
@@ -204,12 +215,9 @@ def _peers(text: str) -> tuple[Peer, ...]:
         name, equals, address = part.partition("=")
         if not equals:
             raise ValueError(f"{part!r} is not NAME=HOST:PORT, as in node1=127.0.0.1:7001")
-        if _name(name) in peers:
+        if parse_name(name) in peers:
             raise ValueError(f"{name} is there twice")
-        match = _ADDRESS.fullmatch(address)
-        if match is None or "*" in match["host"]:
-            raise ValueError(f"{address!r} is not HOST:PORT[:PEERS[:PUB]], as in 127.0.0.1:7001")
-        peers[name] = Peer(name, *_three(match))
+        peers[name] = Peer(name, *parse_address(address))
     if not peers:
         raise ValueError("names no node; write NAME=HOST:PORT,…")
     if len(peers) > NODES_MAX:
@@ -230,6 +238,24 @@ def _three(match: re.Match[str]) -> tuple[str, str, str]:
             raise ValueError(f"port {port} is not within 1 to 65535 (peers +100, PUB +200)")
     host = match["host"]
     return endpoint(host, client), endpoint(host, peer), endpoint(host, publish)
+
+
+def own_address(bind: str | None, advertise: str | None) -> str:
+    """By which HOST:PORT:PEERS:PUB the others reach a node that joins them, from what it listens
+    on and what clients are told. Raises ValueError where that is not said."""
+    bound = _BIND.fullmatch(bind or "127.0.0.1")
+    told = _ADDRESS.fullmatch(advertise) if advertise else None
+    if bound is None:
+        raise ValueError(f"{bind!r} is not HOST[:PORT[:PEERS[:PUB]]], as in 10.0.0.4:7001")
+    host = told["host"] if told else bound["host"]
+    if host in ("*", "0.0.0.0", "[::]"):
+        raise ValueError(f"{host} is where to listen; say with --advertise HOST:PORT where "
+                         "the others reach this node")  # fmt: skip
+    default = told["client"] if told else str(PORT)
+    listened = bound if bound["client"] else _ADDRESS.fullmatch(f"{host}:{default}")
+    assert listened is not None
+    ports = [where.rpartition(":")[2] for where in _three(listened)]
+    return ":".join([host, default if told else ports[0], *ports[1:]])
 
 
 def _own_bind(own: Peer) -> str:

@@ -49,7 +49,7 @@ class Launch:
         env: Mapping[str, str] | None = None,
         remove: bool = False,
     ) -> None:
-        self.plans = tuple(plans)
+        self.plans = list(plans)
         self.directory = directory
         self._remove = remove
         self._options = tuple(options)
@@ -71,6 +71,17 @@ class Launch:
             process_group=0,
         )
         _launched.add(self)
+
+    def add(self, plan: NodePlan) -> int:
+        """Another node, not started yet; its index."""
+        self.plans.append(plan)
+        return len(self.plans) - 1
+
+    def remove(self, index: int) -> None:
+        """End the node if it runs; the others do not know it any more when they start again."""
+        self.plans[index] = self.plans[index]._replace(removed=True)
+        if self.running(index):
+            self.stop(index)
 
     def start(self, index: int) -> None:
         """Start node `index`; it need not serve yet when this returns."""

@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ..clients.errors import CoterieError, Unavailable
 from ..protocols.plugin import CONTROL, GroupId
 from ..protocols.session.messages import Locate
-from .ask import NodeAsker, await_leader, find_leader, located, rounds
+from .administration import Administration
+from .ask import NodeAsker, await_leader, located
 from .launch import Launch, NotRunning
 from .plans import DirectoryInUse, DirectoryLock, NodePlan, PortInUse, check_ports, keep, kept
 from .ports import find_free, is_free
@@ -33,6 +34,13 @@ START_WAIT_S = 30.0
 START_ATTEMPTS = 5
 """Starts with new ports, when another program takes one between the look and the bind."""
 
+JOIN_WAIT_S = 60.0
+"""How long a node that was added may take to be filled."""
+
+LEAVE_WAIT_S = 300.0
+"""How long the partitions of a node that is removed may take to move away."""
+
+LOOK_S = 0.02
 NODES_MAX = 15
 
 
@@ -50,7 +58,8 @@ class LocalCluster:
     Used with `with`, or `start()` and `close()`. Without `data_dir` the data live in a temporary
     directory and go with the cluster; with it they stay and are found again. `env`: further
     environment variables of the nodes. Nodes are numbered from 0 and named node1, node2, …;
-    node i keeps its data in `data_dir`/node<i+1> and its messages in a .log file beside it.
+    node i keeps its data in `data_dir`/node<i+1> and its messages in a .log file beside it. The
+    number of a node that was removed is not used again, also when the data are opened again.
 
     Raises `Unavailable` when the nodes do not serve in time; the text has their last words.
     """
@@ -87,7 +96,8 @@ class LocalCluster:
 
     def __repr__(self) -> str:
         state = "closed" if self._launch is None else f"in {self._launch.directory}"
-        return f"<LocalCluster of {self._nodes} nodes, {state}>"
+        nodes = self._nodes if self._launch is None else len(self._indexes(self._launch))
+        return f"<LocalCluster of {nodes} nodes, {state}>"
 
     # The cluster
 
@@ -99,7 +109,7 @@ class LocalCluster:
         for attempt in range(1, START_ATTEMPTS + 1):
             launch = self._new_launch()
             try:
-                for index in range(self._nodes):
+                for index in self._indexes(launch):
                     launch.start(index)
                 self._await_start(launch, deadline)
             except BaseException as error:
@@ -121,8 +131,9 @@ class LocalCluster:
 
     @property
     def endpoints(self) -> list[str]:
-        """Where clients reach the nodes, in order of index; those that do not run too."""
-        return [plan.endpoint for plan in self._running.plans]
+        """Where clients reach the nodes, in order of index; those that do not run too, those that
+        were removed not."""
+        return [plan.endpoint for plan in self._running.plans if not plan.removed]
 
     @property
     def http(self) -> list[str]:
@@ -147,19 +158,24 @@ class LocalCluster:
         return AsyncClient(self.endpoints, **kw)
 
     def leader(self, group: GroupId = CONTROL) -> int:
-        """The index of the leader, as it says itself; waits for an election to end.
+        """The index of the leader of a group, as it says itself; waits for an election to end.
 
         Raises `Unavailable` if none is elected within some seconds."""
-        if group != CONTROL:
-            raise ValueError(f"group={group}: only group {CONTROL} is there yet")
         launch = self._running
+        names = [plan.name for plan in launch.plans]
         deadline = time.monotonic() + START_WAIT_S
-        with NodeAsker() as asker:
-            for timeout_s in rounds(deadline):
-                found = find_leader(asker, self.endpoints, timeout_s)
-                if found is not None:
-                    return self.endpoints.index(found[0])
-        raise Unavailable(f"no leader for {START_WAIT_S:g} s; {self._words(launch)}")
+        with Administration(self.endpoints) as cluster:
+            while time.monotonic() < deadline:
+                found = cluster.leaders().get(group)
+                if found in names:
+                    return names.index(found)
+                partitions = cluster.ring().partitions if group != CONTROL else 0
+                if partitions and not 0 <= group <= partitions:
+                    raise ValueError(f"group={group}: this cluster has groups 0 to {partitions}")
+                time.sleep(LOOK_S)
+        raise Unavailable(
+            f"no leader of group {group} for {START_WAIT_S:g} s; {self._words(launch)}"
+        )
 
     # One node
 
@@ -194,13 +210,7 @@ class LocalCluster:
         if launch.running(index):
             launch.stop(index)
         launch.start(index)
-        endpoint = self.endpoints[index]
-        deadline = time.monotonic() + START_WAIT_S
-        with NodeAsker() as asker:
-            while time.monotonic() < deadline and launch.running(index):
-                if located(asker.ask([endpoint], Locate())):
-                    return
-        raise Unavailable(f"the node does not answer; {launch.report(index)}")
+        self._await_answer(launch, index)
 
     def pid(self, i: int) -> int:
         """The process id of node i."""
@@ -209,12 +219,51 @@ class LocalCluster:
             return launch.pid(self._index(i))
 
     def add_node(self) -> int:
-        """Not there yet: raises NotImplementedError."""
-        self._no_membership("add_node", "start LocalCluster(nodes=…) with as many as you need")
+        """Start one more node and let it join; its index. It then follows as a voter, or as a
+        learner where there are voters enough; its share of the partitions moves to it from now on.
+
+        Raises `Unavailable` if the cluster does not take it on in time."""
+        launch = self._running
+        if len(self._indexes(launch)) >= NODES_MAX:
+            raise ValueError(f"{NODES_MAX} nodes are as many as run on one machine")
+        client, peer, publish = find_free(3)
+        plan = NodePlan(f"node{len(launch.plans) + 1}", client, peer, publish)
+        with Administration(self.endpoints, START_WAIT_S) as cluster:
+            index = launch.add(plan)
+            try:
+                cluster.add(plan.name, plan.endpoint, *plan.peer_endpoints)
+                self._keep(launch)
+                launch.start(index)
+                self._await_answer(launch, index)
+                self._await_member(launch, cluster, index)
+            except BaseException:
+                launch.remove(index)
+                self._keep(launch)
+                with contextlib.suppress(CoterieError):
+                    cluster.remove(plan.name)
+                raise
+        return index
 
     def remove_node(self, i: int) -> None:
-        """Not there yet: raises NotImplementedError."""
-        self._no_membership("remove_node", "stop(i) takes a node away; the others still count it")
+        """Let node i leave for good: its partitions move away, then its process ends. Its data
+        stay where they are and are of no use any more. A node that is dead is removed as well.
+
+        Raises `Unavailable` if that does not happen in time, ValueError for the last node."""
+        launch, index = self._running, self._index(i)
+        if len(self._indexes(launch)) == 1:
+            raise ValueError(f"node {i} is the last one; close() ends the cluster")
+        name = launch.plans[index].name
+        others = [plan.endpoint for plan in launch.plans if not plan.removed and plan.name != name]
+        with Administration(others, START_WAIT_S) as cluster:
+            cluster.remove(name)
+            deadline = time.monotonic() + LEAVE_WAIT_S
+            while cluster.member(name) is not None:
+                if time.monotonic() > deadline:
+                    text = f"{name} still holds partitions after {LEAVE_WAIT_S:g} s"
+                    raise Unavailable(f"{text}; it goes on leaving, see 'coterie member ls'")
+                time.sleep(LOOK_S)
+        launch.remove(index)
+        self._keep(launch)
 
     # Within
 
@@ -225,12 +274,21 @@ class LocalCluster:
         return self._launch
 
     def _index(self, i: int) -> int:
-        if not 0 <= i < self._nodes:
-            raise IndexError(f"node {i}: this cluster has nodes 0 to {self._nodes - 1}")
+        plans = self._running.plans
+        if not 0 <= i < len(plans):
+            raise IndexError(f"node {i}: this cluster has nodes 0 to {len(plans) - 1}")
+        if plans[i].removed:
+            raise IndexError(f"node {i} was removed from this cluster")
         return i
 
-    def _no_membership(self, name: str, instead: str) -> NoReturn:
-        raise NotImplementedError(f"{name}: members cannot change yet; {instead}")
+    @staticmethod
+    def _indexes(launch: Launch) -> list[int]:
+        """Of the nodes that were not removed."""
+        return [index for index, plan in enumerate(launch.plans) if not plan.removed]
+
+    def _keep(self, launch: Launch) -> None:
+        if self._given is not None:
+            keep(self._given, launch.plans)
 
     def _new_launch(self) -> Launch:
         if self._given is None:
@@ -253,15 +311,36 @@ class LocalCluster:
 
     def _await_start(self, launch: Launch, deadline: float) -> None:
         def all_run() -> bool:
-            return all(launch.running(index) for index in range(self._nodes))
+            return all(launch.running(index) for index in self._indexes(launch))
 
-        endpoints = [plan.endpoint for plan in launch.plans]
+        endpoints = [plan.endpoint for plan in launch.plans if not plan.removed]
         with NodeAsker() as asker:
             if await_leader(asker, endpoints, deadline, everybody=True, go_on=all_run) is None:
                 raise Unavailable(f"the cluster does not start; {self._words(launch)}")
 
+    @staticmethod
+    def _await_answer(launch: Launch, index: int) -> None:
+        endpoint = launch.plans[index].endpoint
+        deadline = time.monotonic() + START_WAIT_S
+        with NodeAsker() as asker:
+            while time.monotonic() < deadline and launch.running(index):
+                if located(asker.ask([endpoint], Locate())):
+                    return
+        raise Unavailable(f"the node does not answer; {launch.report(index)}")
+
+    @staticmethod
+    def _await_member(launch: Launch, cluster: Administration, index: int) -> None:
+        name = launch.plans[index].name
+        deadline = time.monotonic() + JOIN_WAIT_S
+        while time.monotonic() < deadline and launch.running(index):
+            row = cluster.member(name)
+            if row is not None and row.state == "member" and (row.voter or cluster.caught_up(name)):
+                return
+            time.sleep(LOOK_S)
+        raise Unavailable(f"{name} does not join; {launch.report(index)}")
+
     def _words(self, launch: Launch) -> str:
-        reports = (launch.report(index) for index in range(self._nodes))
+        reports = (launch.report(index) for index in self._indexes(launch))
         return "\n  ".join(["the nodes:", *reports])
 
 
@@ -279,7 +358,7 @@ def _taken(launch: Launch) -> bool:
         not is_free(port)
         for index, plan in enumerate(launch.plans)
         if not launch.running(index)
-        for port in plan[1:]
+        for port in plan.ports
     )
 
 
@@ -296,8 +375,9 @@ def _kept_plans(directory: Path, nodes: int) -> list[NodePlan]:
     if plans is None:
         plans = _new_plans(nodes)
         keep(directory, plans)
-    if len(plans) != nodes:
-        text = f"{directory} holds a cluster of {len(plans)}; members cannot change yet"
+    there = sum(not plan.removed for plan in plans)
+    if there != nodes:
+        text = f"{directory} holds a cluster of {there}; start that, then add_node, remove_node"
         raise ValueError(f"nodes={nodes}: {text}")
     check_ports(plans)
     return plans

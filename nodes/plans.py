@@ -41,16 +41,27 @@ class DirectoryInUse(OSError):
 
 
 class NodePlan(NamedTuple):
-    """A node to run: its name, and its ports for clients, peers and PUB on 127.0.0.1."""
+    """A node to run: its name, and its ports for clients, peers and PUB on 127.0.0.1. One that was
+    removed from its cluster stays in the plan: its name is not given to another."""
 
     name: str
     client: int
     peer: int
     publish: int
+    removed: bool = False
+
+    @property
+    def ports(self) -> tuple[int, int, int]:
+        return self.client, self.peer, self.publish
 
     @property
     def endpoint(self) -> str:
         return f"tcp://127.0.0.1:{self.client}"
+
+    @property
+    def peer_endpoints(self) -> tuple[str, str]:
+        """For peers, and of PUB."""
+        return f"tcp://127.0.0.1:{self.peer}", f"tcp://127.0.0.1:{self.publish}"
 
     @property
     def address(self) -> str:
@@ -68,8 +79,8 @@ def numbered(nodes: int, port: int) -> list[NodePlan]:
 
 
 def peers_option(plans: Sequence[NodePlan]) -> str:
-    """The `--peers` of these nodes."""
-    return ",".join(f"{plan.name}={plan.address}" for plan in plans)
+    """The `--peers` of these nodes, without those removed."""
+    return ",".join(f"{plan.name}={plan.address}" for plan in plans if not plan.removed)
 
 
 def kept(directory: Path) -> list[NodePlan] | None:
@@ -79,8 +90,8 @@ def kept(directory: Path) -> list[NodePlan] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
-            NodePlan(str(name), int(client), int(peer), int(publish))
-            for name, client, peer, publish in content["nodes"]
+            NodePlan(str(name), int(client), int(peer), int(publish), bool(removed))
+            for name, client, peer, publish, *removed in content["nodes"]
         ]
     except FileNotFoundError:
         return None
@@ -92,15 +103,16 @@ def kept(directory: Path) -> list[NodePlan] | None:
 def keep(directory: Path, plans: Sequence[NodePlan]) -> None:
     """Keep the plan in the directory."""
     temporary = directory / f".{PLAN_FILE}.new"
-    temporary.write_text(json.dumps({"nodes": list(plans)}), encoding="utf-8")
+    nodes = [plan if plan.removed else plan[:-1] for plan in plans]
+    temporary.write_text(json.dumps({"nodes": nodes}), encoding="utf-8")
     temporary.replace(directory / PLAN_FILE)
 
 
 def check_ports(plans: Sequence[NodePlan]) -> None:
     """Raises `PortInUse` for the first port that is taken."""
     for plan in plans:
-        for port in plan[1:]:
-            if not is_free(port):
+        for port in plan.ports:
+            if not plan.removed and not is_free(port):
                 raise PortInUse(f"port {port} of {plan.name} is in use by {held_by(port)}")
 
 

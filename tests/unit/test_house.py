@@ -34,7 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"protocols", "bus", "clients", "nodes"},
 }
 # The parts of nodes/ that are clients of a cluster themselves, or simulate some.
-NODES_WITH_CLIENTS = ("nodes.gateway", "nodes.local", "nodes.demo", "nodes.simulation.clients")
+NODES_WITH_CLIENTS = (
+    "nodes.gateway", "nodes.local", "nodes.demo", "nodes.simulation.clients",
+    "nodes.administration", "nodes.members", "nodes.ring_view",
+)  # fmt: skip
 
 PURE = (
     "protocols", "nodes.engine", "nodes.assembly", "nodes.simulation", "nodes.wal", "clients.core",
