@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..errors import Code
 from ..plugin import Command, Failure
 from ..records import COMMANDS, Entry
-from . import replication
+from . import compaction, replication
 from .group import Group, Role, Token
 
 BUSY = Failure(Code.BUSY, "the log has too much that is not committed yet; retry later")
@@ -23,8 +23,13 @@ def settle(group: Group, left: int) -> int:
     if group.acknowledged and group.role is Role.LEADER:
         replication.advance_commit(group)
     replica = group.replica
-    while left > 0 and replica.applied < group.commit:
-        left -= _apply(group, group.log.get(replica.applied + 1))
+    if replica.applied < group.commit:
+        while left > 0 and replica.applied < group.commit:
+            left -= _apply(group, group.log.get(replica.applied + 1))
+        if group.log.bytes > group.settings.tail_bytes:
+            compaction.trim(group)
+        if compaction.is_due(group):
+            group.turn.snapshots.want(group)
     if group.reads.waiting:
         release_reads(group)
     return left
@@ -34,6 +39,8 @@ def _apply(group: Group, entry: Entry) -> int:
     """Apply one entry; how many operations it held, and one for itself."""
     commands, tokens = group.proposed.pop(entry.index, _NOTHING)
     replies = group.replica.apply(entry, commands)
+    if group.replica.number >= group.replica.digest_at:
+        group.turn.digests.begin(group)
     hints, port, operations = group.replica.take_hints(), group.turn.port, 1
     for reply in replies:
         operations += len(reply)

@@ -53,7 +53,9 @@ class Holding:
         state = self.dormant.pop(group, None) or GroupState(entries=[])
         replica = raft.replicas[group] = raft.replicas.make(group)
         made = Group(group, replica, state, raft.turn)
-        raft.groups = dict(sorted({**raft.groups, group: made}.items()))
+        raft.groups[group] = made
+        for number in sorted(raft.groups):  # in order; others hold this same dict
+            raft.groups[number] = raft.groups.pop(number)
         made.touch()
 
     def found(self, group: GroupId, configuration: Configuration, at_once: bool) -> None:
@@ -78,6 +80,8 @@ class Holding:
         elif gone.leader is not None:
             raft.port.led(group, None, gone.term)
         del raft.replicas[group]
+        raft.turn.snapshots.forget(group)
+        raft.turn.digests.forget(group)
         floor = max(floor, gone.floor)
         self.dormant[group] = GroupState(gone.term, gone.vote, 0, [], None, floor)
         turn = raft.turn

@@ -1,7 +1,8 @@
 """The log of one group in memory.
 
 The law: indexes are contiguous and terms never fall (paper §5.3, Log Matching); what is cut off is
-a conflicting tail and nothing else. `base` is the index before the first entry kept.
+a conflicting tail, and at the front what is applied and on disk. `base` is the index before the
+first entry kept.
 """
 
 from __future__ import annotations
@@ -24,16 +25,41 @@ def size(entry: Entry) -> int:
 
 
 class Log:
-    """`last_index` and `last_term` are those of the last entry; `bytes` is the size of all."""
+    """`last_index` and `last_term` are those of the last entry; `bytes` is the size of all kept,
+    `forgotten_bytes` of those trimmed since the program started."""
 
-    def __init__(self, entries: Sequence[Entry] = ()) -> None:
-        self.base = 0
-        self.base_term = 0
-        self.entries: list[Entry] = []
-        self.last_index = 0
-        self.last_term = 0
-        self.bytes = 0
+    def __init__(self, entries: Sequence[Entry] = (), base: int = 0, base_term: int = 0) -> None:
+        self.bytes = self.forgotten_bytes = 0
+        self.reset(base, base_term)
         self.extend(entries)
+
+    def reset(self, base: int, base_term: int) -> None:
+        """Forget everything: the next entry follows `base`."""
+        self.forgotten_bytes += self.bytes
+        self.entries: list[Entry] = []
+        self.bytes = 0
+        self.base = self.last_index = base
+        self.base_term = self.last_term = base_term
+
+    def trim(self, index: int) -> None:
+        """Forget the entries up to `index`, which is here."""
+        count = index - self.base
+        if count > 0:
+            self.base_term = self.entries[count - 1].term
+            self.base = index
+            trimmed = sum(map(size, self.entries[:count]))
+            self.bytes -= trimmed
+            self.forgotten_bytes += trimmed
+            del self.entries[:count]
+
+    def surplus(self, tail_bytes: int, limit: int) -> int:
+        """Up to which index to trim so that about seven eighths of `tail_bytes` are kept, but not
+        beyond `limit`. A step, not an entry at a time: every trimming moves what is kept."""
+        left, index = self.bytes - tail_bytes + tail_bytes // 8, self.base
+        while left > 0 and index < limit:
+            left -= size(self.entries[index - self.base])
+            index += 1
+        return index
 
     def extend(self, entries: Sequence[Entry]) -> None:
         """Put entries at the end; they must follow it."""
@@ -75,11 +101,11 @@ class Log:
         return (last_term, last_index) >= (self.last_term, self.last_index)
 
     def first_of_term(self, term: int) -> int:
-        """The first index whose term is `term` or higher."""
+        """The first index kept whose term is `term` or higher."""
         return self.base + 1 + bisect_left(self.entries, term, key=_term)
 
     def last_of_term(self, term: int) -> int:
-        """The last index whose term is `term` or lower."""
+        """The last index kept whose term is `term` or lower; `base` if there is none."""
         return self.base + bisect_right(self.entries, term, key=_term)
 
     def known(self, entries: Sequence[Entry]) -> int:

@@ -21,25 +21,30 @@ from ..records import (
     Identity,
     Member,
     NodeId,
+    Snapshot,
     WriteNumber,
 )
 from ..replica import Replicas
-from . import applying, election, inspection, membership, replication
-from .holding import Holding
+from . import applying, digests, election, inspection, membership, replication, snapshots
+from .catching_up import Fetches
 from .founding import Founding, PluginSet, compare_plugins
 from .group import FOREVER, Group, Role
+from .holding import Holding
 from .messages import (
     MESSAGES,
     Appended,
     AppendEntries,
+    Digested,
     Heard,
     Heartbeat,
+    InstallSnapshot,
     Introduce,
     Introduced,
     PreVoted,
     Rejected,
     RequestPreVote,
     RequestVote,
+    SnapshotReceived,
     TimeoutNow,
     Voted,
 )
@@ -57,6 +62,9 @@ _HANDLERS: dict[type[Message], Callable[[Group, NodeId, Any], None]] = {
     RequestVote: election.on_request_vote,
     Voted: election.on_voted,
     TimeoutNow: election.on_timeout_now,
+    InstallSnapshot: snapshots.on_install_snapshot,
+    SnapshotReceived: replication.on_snapshot_received,
+    Digested: digests.on_digested,
 }
 
 
@@ -91,6 +99,10 @@ class Raft:
         self.holding.dormant = {
             group: state for group, state in recovered.items() if group not in replicas
         }
+        self.turn.replicas = replicas
+        self.turn.snapshots = snapshots.Snapshots(self.turn, replicas, self.groups)
+        self.turn.digests = digests.Digests(self.turn, self.groups)
+        self.turn.fetches = Fetches(self.turn, self.groups)
         self.founding = Founding(self.turn, configured, tuple(plugins), self._join, self._members)
         self.more = False
         self.joining = 0
@@ -123,9 +135,9 @@ class Raft:
     # --- founding and joining -------------------------------------------------------------------
 
     def _keep_payload(self, control: Group) -> None:
-        entry = control.log.get(1)
-        if entry.kind == CONFIGURATION:
-            self.founding.payload = entry.payload
+        """Who joins later is told the founding entry while memory has it, and joins without."""
+        if control.log.base == 0 and control.log.get(1).kind == CONFIGURATION:
+            self.founding.payload = control.log.get(1).payload
 
     def _members(self) -> list[NodeId]:
         return list(self.groups[CONTROL].members)
@@ -340,6 +352,7 @@ class Raft:
         for group in turn.touched:
             if group.commands:
                 applying.cut(group)
+        turn.snapshots.advance()
         self._write()
         touched, turn.touched = turn.touched, []
         for group in touched:
@@ -373,6 +386,25 @@ class Raft:
         else:
             answers = turn.write()
         self._send_answers(answers)
+
+    # --- snapshots, and what came from the disk -------------------------------------------------
+
+    def compact(self, groups: Sequence[GroupId]) -> None:
+        self.turn.snapshots.compact(groups)
+
+    def on_saved(self, group: GroupId, snapshot: Snapshot) -> None:
+        self.turn.snapshots.on_saved(group, snapshot)
+
+    def on_digested(self, group: GroupId, index: int, digest: bytes) -> None:
+        self.turn.digests.on_digested(group, index, digest)
+
+    def on_fetched(self, group: GroupId, first: int, entries: Sequence[Entry]) -> None:
+        self.turn.fetches.on_fetched(group, first, entries)
+
+    def on_snapshot_fetched(
+        self, group: GroupId, snapshot: Snapshot, offset: int, data: bytes
+    ) -> None:
+        self.turn.fetches.on_snapshot_fetched(group, snapshot, offset, data)
 
     # --- what a plugin has and raft does not need ----------------------------------------------
 

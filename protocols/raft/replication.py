@@ -10,10 +10,10 @@ from __future__ import annotations
 from operator import attrgetter
 
 from ..plugin import NodeId
-from . import election, membership
+from . import catching_up, election, membership
 from .group import Group, Role
 from .log import size
-from .messages import Appended, AppendEntries, Heard, Heartbeat, Rejected
+from .messages import Appended, AppendEntries, Heard, Heartbeat, Rejected, SnapshotReceived
 from .progress import Progress
 
 _match = attrgetter("match")
@@ -24,7 +24,7 @@ _heard_beat = attrgetter("heard_beat")
 # --- follower -----------------------------------------------------------------------------------
 
 
-def _hear(group: Group, leader: NodeId, term: int) -> bool:
+def hear(group: Group, leader: NodeId, term: int) -> bool:
     """A leader speaks. False if its term is over: then it is told."""
     if term < group.term:
         group.respond(leader, Heard(group.group, group.term, 0, group.incarnation))
@@ -40,14 +40,18 @@ def _hear(group: Group, leader: NodeId, term: int) -> bool:
 
 
 def on_append_entries(group: Group, sender: NodeId, message: AppendEntries) -> None:
-    if not _hear(group, sender, message.term):
+    if not hear(group, sender, message.term):
         return
-    log, previous = group.log, message.previous_index
-    term = log.term_at(previous)
-    if term != message.previous_term:
-        _reject(group, sender, message, term)
-        return
-    entries = message.entries
+    log, previous, entries = group.log, message.previous_index, message.entries
+    if previous < log.base:
+        # Up to `base` all is committed here, and so the leader's too.
+        entries = entries[log.base - previous :]
+        previous = log.base
+    else:
+        term = log.term_at(previous)
+        if term != message.previous_term:
+            _reject(group, sender, message, term)
+            return
     matched = previous + len(entries)
     if entries and previous != log.last_index:
         # An old copy must not cut off what follows it: only a conflict truncates.
@@ -75,7 +79,7 @@ def _reject(group: Group, leader: NodeId, message: AppendEntries, term: int | No
 
 
 def on_heartbeat(group: Group, sender: NodeId, message: Heartbeat) -> None:
-    if not _hear(group, sender, message.term):
+    if not hear(group, sender, message.term):
         return
     commit = min(message.commit, group.log.last_index)
     if commit > group.commit:
@@ -88,7 +92,7 @@ def on_heartbeat(group: Group, sender: NodeId, message: Heartbeat) -> None:
 
 
 def _answering(
-    group: Group, sender: NodeId, message: Appended | Rejected | Heard
+    group: Group, sender: NodeId, message: Appended | Rejected | Heard | SnapshotReceived
 ) -> Progress | None:
     """The peer that answers us in our term; None for whatever does not count."""
     if message.term > group.term:
@@ -135,13 +139,23 @@ def on_rejected(group: Group, sender: NodeId, message: Rejected) -> None:
     peer.probe(min(next_index, message.previous_index))
 
 
+def on_snapshot_received(group: Group, sender: NodeId, message: SnapshotReceived) -> None:
+    peer = _answering(group, sender, message)
+    if peer is not None and peer.sending is not None:
+        snapshot = peer.sending.snapshot
+        if (snapshot.index, snapshot.digest) == (message.index, message.digest):
+            peer.sending.is_there(message.offset)
+
+
 def on_heard(group: Group, sender: NodeId, message: Heard) -> None:
     peer = _answering(group, sender, message)
     if peer is None:
         return
     if message.round > peer.append_round:
         # What was sent before that heartbeat has arrived, or never will: ask, or ask again.
-        if peer.probing:
+        if peer.sending is not None:
+            peer.sending.ask()
+        elif peer.probing:
             peer.paused = False
         elif peer.inflight:
             peer.question = True
@@ -186,7 +200,9 @@ def send(group: Group) -> None:
             commit = min(group.commit, peer.match)
             heartbeat = Heartbeat(group.group, group.term, commit, time_us, reads.round)
             group.turn.port.send(peer.node, heartbeat)
-        if peer.probing:
+        if peer.next <= group.log.base:
+            catching_up.send(group, peer)
+        elif peer.probing:
             if not peer.paused:
                 _send_append(group, peer, entries=True)
         else:
@@ -201,12 +217,7 @@ def _sendable(group: Group, peer: Progress) -> bool:
     """May an append leave for this peer now? One may always be under way, windows or not."""
     if peer.next > group.log.last_index:
         return peer.probing and not peer.paused
-    if peer.probing:
-        return not peer.paused
-    settings, inflight = group.settings, peer.inflight
-    return not inflight or (
-        len(inflight) < settings.window_messages and peer.window.bytes < settings.window_bytes
-    )
+    return peer.next > group.log.base and catching_up.has_room(group, peer)
 
 
 def _send_append(group: Group, peer: Progress, entries: bool) -> None:

@@ -17,6 +17,7 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from ..replica import Replica
+    from .catching_up import Fetches
     from .digests import Digests
     from .group import Group
     from .snapshots import Snapshots
@@ -37,6 +38,7 @@ class Turn:
     replicas: dict[GroupId, Replica]
     snapshots: Snapshots
     digests: Digests
+    fetches: Fetches
 
     def __init__(
         self, identity: Identity, settings: Settings, configured: Sequence[NodeId]

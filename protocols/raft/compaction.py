@@ -1,0 +1,115 @@
+"""What a snapshot does to one group: its log is forgotten up to there, or replaced.
+
+The law: only what is applied and on disk leaves memory. A snapshot that is not newer than what is
+committed here changes nothing; another node's replaces the log, and what followed stays only if
+our log has the snapshot's last entry (paper §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..records import DropRecord, EntryRecord, Snapshot, SnapshotRecord
+from ..replica import Replica
+from . import membership
+from .group import LEADER_LOST, Group
+
+
+def trim(group: Group) -> None:
+    """Forget a step of what is applied and on disk; peers that need it get it from there."""
+    log = group.log
+    limit = min(group.replica.applied, group.durable_index)
+    log.trim(log.surplus(group.settings.tail_bytes, limit))
+    configurations = group.configurations
+    while len(configurations) > 1 and configurations[1][0] <= log.base:
+        del configurations[0]
+
+
+def stream(group: Group) -> Iterator[bytes]:
+    """The applied state as a snapshot."""
+    applied = group.replica.applied
+    term = group.log.term_at(applied)
+    assert term is not None, (group.group, applied)
+    found = (0, b"")
+    for index, configuration in group.configurations:
+        if index <= applied:
+            found = (index, membership.encode(configuration))
+    return group.replica.snapshot(term, *found)
+
+
+def is_due(group: Group) -> bool:
+    """Has the log grown by so much that a snapshot pays?"""
+    settings, last = group.settings, group.snapshot
+    grown = grown_bytes(group)
+    if last is not None and grown <= last.size:
+        return False
+    operations = group.replica.number - group.saved_number
+    return grown > settings.snapshot_bytes or operations > settings.snapshot_operations
+
+
+def grown_bytes(group: Group) -> int:
+    """Bytes of entries since the last snapshot was begun, as the log counts them."""
+    return group.log.bytes + group.log.forgotten_bytes - group.saved_bytes
+
+
+def mark(group: Group) -> None:
+    """A snapshot is begun: count from here."""
+    group.saved_bytes = group.log.bytes + group.log.forgotten_bytes
+    group.saved_number = group.replica.number
+
+
+def record(group: Group, snapshot: Snapshot) -> None:
+    """`snapshot` is on disk: the log, too, says from now on that it begins behind it."""
+    group.snapshot = snapshot
+    group.turn.records.append(SnapshotRecord(group.group, snapshot))
+    group.recorded_write = group.turn.written + 1  # the write at the end of this turn
+    group.touch()
+
+
+def is_newer(group: Group, snapshot: Snapshot) -> bool:
+    """May the log begin behind `snapshot` from now on, and does it not yet?"""
+    held = snapshot.index <= group.commit or (group.log.term_at(snapshot.index) == snapshot.term)
+    return held and (group.snapshot is None or snapshot.index > group.snapshot.index)
+
+
+def copy_forward(group: Group) -> bool:
+    """Write what the log still needs of its old segments once more: the entries behind the
+    snapshot, in one row. False if memory does not hold them all any more."""
+    log = group.log
+    first = group.snapshot.index + 1 if group.snapshot is not None else 1
+    if log.base >= first:
+        return False
+    for index in range(first, log.last_index + 1):
+        group.turn.records.append(EntryRecord(group.group, log.get(index)))
+    group.unwritten = True
+    group.touch()
+    return True
+
+
+def install(group: Group, snapshot: Snapshot, replica: Replica) -> None:
+    """Go on from another node's snapshot, which is on disk, and the replica made from it."""
+    assert snapshot.index > group.commit and replica.header is not None
+    log = group.log
+    if log.term_at(snapshot.index) == snapshot.term:
+        log.trim(snapshot.index)
+    else:
+        log.reset(snapshot.index, snapshot.term)
+        group.turn.records.append(DropRecord(group.group))
+        group.durable_index = 0
+        for write in group.writes:
+            write[1] = 0
+    record(group, snapshot)
+    group.unwritten = True
+    group.replica = group.turn.replicas[group.group] = replica
+    group.commit = group.checked = snapshot.index
+    group.time_us = max(group.time_us, replica.time_us)
+    mark(group)
+    later = [found for found in group.configurations if snapshot.index < found[0]]
+    group.configurations = []
+    group.remember_configuration(replica.header)
+    group.configurations += later if log.entries else []
+    group.reconfigured()
+    proposed, group.proposed = group.proposed, {}
+    for _, tokens in proposed.values():
+        for plugin, token in tokens:
+            group.turn.port.failed(plugin, group.group, token, LEADER_LOST)
