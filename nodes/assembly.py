@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from ..bus.codec import Codec, Vocabulary
+from ..protocols.placement.plugin import PlacementPlugin
 from ..protocols.plugin import CONTROL, Plugin
 from ..protocols.raft.messages import MESSAGES as RAFT_MESSAGES
 from ..protocols.raft.messages import Introduce, Introduced
@@ -54,6 +55,11 @@ def assemble(
             restore(replica, open_snapshot(group, state.snapshot))
     versions = tuple(sorted((plugin.name, plugin.version) for plugin in plugins))
     raft = Raft(identity, settings, replicas, recovered, configured, versions)
+    for plugin in plugins:
+        if isinstance(plugin, PlacementPlugin):
+            plugin.attach(
+                raft.holding, identity.incarnation, settings.partitions, settings.return_s
+            )
     return Engine(identity, plugins, raft, replicas, (Introduce, Introduced), seed)
 
 

@@ -73,9 +73,10 @@ class Drawn(msgspec.Struct):
 def draw_settings(source: random.Random, groups: int) -> Settings:
     """Every third world has bounds so small that they are met all the time."""
     if source.random() < 0.67:
-        return Settings(groups=groups, founding_s=0.2)
+        return Settings(partitions=groups - 1, return_s=2.0, founding_s=0.2)
     return Settings(
-        groups=groups,
+        partitions=groups - 1,
+        return_s=1.0,
         founding_s=0.2,
         election_timeout_min_s=source.choice((0.1, 0.15)),
         election_timeout_max_s=source.choice((0.3, 0.6)),

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, Protocol, TypeAlias
 
 from .lock.plugin import LockPlugin
+from .placement.plugin import PlacementPlugin
 from .plugin import (
     Cancel,
     Cancelled,
@@ -156,7 +157,7 @@ class Registry:
 
 def builtin() -> list[Plugin]:
     """The plugins coterie comes with, new. Raft, which owns the log, is added by the engine."""
-    return [SessionPlugin(), LockPlugin()]
+    return [SessionPlugin(), LockPlugin(), PlacementPlugin()]
 
 
 def discover(entry_points: Iterable[EntryPoint]) -> list[Plugin]:
