@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "leader": (".nodes.members", "leader", "Hand a leadership over."),
     "lock": (".clients.commands", "lock", "Take a lock, run a command under it."),
     "locks": (".clients.commands", "locks", "List the locks of a cluster."),
+    "wal": (".nodes.disk_commands", "wal", "Look whether a node's log is whole."),
+    "snapshot": (".nodes.disk_commands", "snapshot", "Look whether a snapshot is whole."),
     "demo": (".nodes.demo", "demo", "See a cluster lose its leader and keep its promises."),
     "bench": (".bench.commands", "bench", "Measure a cluster, beside the bare path."),
     "simulate": (".nodes.simulate", "command", "Run seeded worlds of crashes and cut networks."),
