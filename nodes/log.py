@@ -299,7 +299,7 @@ class Log:
         for record in records:
             if isinstance(record, StateRecord):
                 known = self._states.get(record.group)
-                if known is None or (known.term, known.vote) != (record.term, record.vote):
+                if known is None or _ballot(known) != _ballot(record):
                     return True
             elif isinstance(record, SnapshotRecord | DropRecord):
                 return True  # files are removed by what it says
@@ -317,3 +317,8 @@ class Log:
                 if state is not None:
                     self._states[record.group] = msgspec.structs.replace(state, commit=0)
         self._index.note(batch)
+
+
+def _ballot(record: StateRecord) -> tuple[int, NodeId, int]:
+    """What of a state may never be lost."""
+    return record.term, record.vote, record.floor

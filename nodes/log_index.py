@@ -105,9 +105,9 @@ class LogIndex:
         """Where the entries from `first` on are; empty if it is not known where `first` is."""
         with self._lock:
             points = self._groups.get(group)
-            if points is None:
+            found = points.from_(first) if points is not None else []
+            if points is None or not found:
                 return []
-            found = points.from_(first)
             stops = [point.first for point in found[1:]] + [points.last + 1]
             return [
                 Region(point, stop, *self._segments[point.segment])
@@ -192,6 +192,7 @@ class Terms:
     def __init__(self) -> None:
         self._runs: dict[GroupId, list[tuple[int, int]]] = {}
         self._last: dict[GroupId, int] = {}
+        self._compacted: dict[GroupId, int] = {}
 
     def admit(self, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
         """The records as they are to be written: before a snapshot whose last entry the log has in
@@ -223,6 +224,9 @@ class Terms:
 
     def _conflicts(self, group: GroupId, snapshot: Snapshot) -> bool:
         runs, index = self._runs.setdefault(group, []), snapshot.index
+        if index <= self._compacted.get(group, 0):
+            return False  # nothing new; one that goes back is noticed when the log is read
+        self._compacted[group] = index
         if index > self._last.get(group, 0):
             runs.clear()
             self._last[group] = index
@@ -239,3 +243,4 @@ class Terms:
     def _forget(self, group: GroupId) -> None:
         self._runs.pop(group, None)
         self._last.pop(group, None)
+        self._compacted.pop(group, None)
