@@ -28,16 +28,18 @@ from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
 from ..protocols.plugin import Failure, Plugin, Request, Result
 from ..protocols.raft.settings import Settings
-from ..protocols.records import Member
 from ..protocols.registry import BadPlugin, BrokenDistribution
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
 from .disk import DirectoryInUse, DiskError, DiskFull
+from .disk_thread import DiskThread
 from .engine import Effects, Engine
 from .identity import ForeignDirectory, UnreadableIdentity
+from .keeping import Keeping
 from .log_writer import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
+from .peers import PeerLinks
 from .plugins import installed
 from .storage import open_storage
 from .wal import CorruptLog, ForeignLog
@@ -81,7 +83,6 @@ class NodeProcess:
         self._leaving_until: float | None = None
         self._farewell_until = 0.0
         self._disk_full: Failure | None = None
-        self._connected: dict[str, Member] = {}
         self._turns = self._operations = self._turn_s_max = 0.0
         self._dropped: dict[str, int] = {}
 
@@ -104,12 +105,23 @@ class NodeProcess:
             undo.callback(self._sockets.close)
             self.engine = self._assemble(plugins)
             undo.pop_all()
+        self._disk_thread = DiskThread(loop.call_soon_threadsafe)
+        self._keeping = Keeping(
+            storage.snapshots,
+            storage.log,
+            execute=self._disk_thread.execute,
+            clock=monotonic_s,
+            schedule=self._schedule,
+            on_full=self._on_disk_full,
+            on_failed=self._on_write_failed,
+        )
         self._writer = LogWriter(
             storage.log,
             self._on_durable,
             loop.call_soon_threadsafe,
             on_failed=self._on_write_failed,
             on_full=self._on_disk_full,
+            on_long=self._keeping.on_long,
         )
 
     def _assemble(self, plugins: list[Plugin]) -> Engine:
@@ -122,14 +134,19 @@ class NodeProcess:
             publish_endpoint=own.publish_endpoint,
         )
         settings = Settings(
-            groups=1,
             election_timeout_min_s=configuration.election_timeout_s[0],
             election_timeout_max_s=configuration.election_timeout_s[1],
             heartbeat_s=configuration.heartbeat_s,
         )
         seed = int.from_bytes(os.urandom(8), "big")
         engine = assemble(
-            identity, plugins, settings, configuration.members, storage.recovered, seed
+            identity,
+            plugins,
+            settings,
+            configuration.members,
+            storage.recovered,
+            seed,
+            storage.snapshots.open,
         )
         engine.describe = self.status
         return engine
@@ -142,8 +159,8 @@ class NodeProcess:
         parent = self.configuration.parent_pipe
         if parent is not None:
             loop.add_reader(parent, self._on_parent, parent)
-        for member in self.configuration.members:
-            self._connect(member)
+        configured = self.configuration.members
+        self._peers = PeerLinks(self._sockets, self._node, configured)
         # The log's thread, back from its sync, must not wait 5 ms for the interpreter: with a
         # busy loop that was a third of all operations at 128 clients.
         sys.setswitchinterval(SWITCH_S)
@@ -165,6 +182,8 @@ class NodeProcess:
             self._timer.cancel()
         self._sockets.close()
         self._writer.close()
+        self._keeping.close()
+        self._disk_thread.close()
         self._storage.disk.close()
         self._context.term()
 
@@ -197,6 +216,7 @@ class NodeProcess:
         if self._durable:
             self.engine.durable(self._durable)
             self._durable = 0
+        self._keeping.tell(self.engine)
         slow_disk = DISK_IS_SLOW if self._writer.backlog > BACKLOG_RECORDS else None
         self.engine.refusing = self._disk_full or slow_disk
         self._receive_peers()
@@ -207,6 +227,7 @@ class NodeProcess:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
         self._turns += 1
+        self._keeping.work(monotonic_s())
         ended = monotonic_s()
         self._turn_s_max = max(self._turn_s_max, ended - began)
         if self._sockets.pending():
@@ -292,6 +313,9 @@ class NodeProcess:
             logger.info("node %s belongs to cluster %016x", self._node, effects.cluster)
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
+        if effects.disk_tasks:
+            self._keeping.carry_out(effects.disk_tasks)
+        self._peers.follow(self.engine.log.configuration())
         if effects.messages:
             self._send_peers(effects)
         if effects.answers:
@@ -345,11 +369,6 @@ class NodeProcess:
                 )
             for frame in frames:
                 self._sockets.send_client(route, frame)
-
-    def _connect(self, member: Member) -> None:
-        if member.node != self._node and self._connected.get(member.node) != member:
-            self._connected[member.node] = member
-            self._sockets.connect_peer(member.node, member.peer_endpoint, member.publish_endpoint)
 
     # What comes from elsewhere
 
