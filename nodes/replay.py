@@ -74,7 +74,6 @@ class _Group:
             if record.term < state.term:
                 return f"term {record.term} after term {state.term}"
             state.term, state.vote, state.floor = record.term, record.vote, record.floor
-            state.floor = record.floor
             state.commit = max(record.commit, self.compacted)
         elif isinstance(record, SnapshotRecord):
             return self._compact(record)

@@ -443,6 +443,15 @@ def test_reads_stay_within_their_bounds() -> None:
     assert make(disk).read(1, 71, 1) == []
 
 
+def test_a_batch_that_writes_an_entry_twice_is_read_by_its_last_word() -> None:
+    disk = MemoryDisk()
+    log = make(disk)
+    log.open()
+    write(log, entry(1), entry(2), entry(3), entry(2, 2), entry(3, 2), entry(3, 3))
+    for first in (1, 2, 3):
+        assert [entry.term for entry in log.read(1, first, 1 << 20)] == [1, 2, 3][first - 1 :]
+
+
 def test_a_read_notices_damage() -> None:
     disk = MemoryDisk()
     log = long_log(disk)
