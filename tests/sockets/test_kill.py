@@ -1,24 +1,21 @@
-"""Real nodes killed, paused and wiped while clients take locks.
-
-The clients are in this process, so two holders at once would be seen here, and so would a token
-that does not rise (`Act` and `contend` of the demo).
-"""
+"""Real nodes killed, paused and wiped while clients take locks."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from contention import go_on, under_load
 from processes import DEADLINE_S, script, until
 from processes import coterie as coterie_command
 
 import coterie
 from coterie.nodes.ask import NodeAsker, located
-from coterie.nodes.demo import PYTHON, Act, contenders
+from coterie.nodes.demo import PYTHON, Act
 from coterie.nodes.local import NodeNotRunning
 from coterie.protocols.session.messages import Locate, Located
 
@@ -58,34 +55,6 @@ def agreed(cluster: coterie.LocalCluster) -> bool:
 def kill_all(cluster: coterie.LocalCluster) -> None:
     with ThreadPoolExecutor(len(NODES)) as pool:
         list(pool.map(cluster.kill, NODES))
-
-
-async def go_on(act: Act) -> None:
-    """Wait until every lock was granted a few more times."""
-    goals = {name: lock.grants + 3 for name, lock in act.locks.items()}
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_S
-    while any(act.locks[name].grants < goal for name, goal in goals.items()):
-        assert loop.time() < deadline, f"the locks do not go on: {act}"
-        assert not act.errors, act.errors
-        await asyncio.sleep(0.01)
-
-
-def under_load(cluster: coterie.LocalCluster, trouble: Callable[[Act], Awaitable[None]]) -> Act:
-    """Do something to the cluster while 32 tasks contend for locks; check what they saw."""
-    act = Act()
-
-    async def run() -> None:
-        async with contenders(act, cluster):
-            await go_on(act)
-            await trouble(act)
-            await go_on(act)
-
-    asyncio.run(run())
-    assert act.overlaps == 0
-    assert act.not_rising == 0
-    assert act.errors == []
-    return act
 
 
 def test_two_holders_and_a_token_that_falls_would_be_seen() -> None:
