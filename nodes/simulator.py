@@ -15,23 +15,25 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from ..bus.codec import Codec
-from ..protocols.plugin import Plugin
+from ..protocols.plugin import CONTROL, Plugin
 from ..protocols.raft.settings import Settings
-from ..protocols.records import Member
 from ..protocols.registry import builtin
 from .assembly import bus_codec
+from .engine import Engine
 from .simulation.clients import Clients
-from .simulation.counter import Counter
+from .simulation.counter import Counter, Tally
 from .simulation.faults import Faults
-from .simulation.invariants import Invariants, Violation
+from .simulation.invariants import Invariants
+from .simulation.membership import Membership
 from .simulation.network import Network, draw_weather
 from .simulation.node import SimulatedNode
+from .simulation.shadow import Violation
 
 EVENTS_TOLD = 200
 """How many of the last events a failure tells."""
@@ -68,12 +70,14 @@ class Drawn(msgspec.Struct):
     groups: int
     encode: bool
     sync_s: float
+    segment_bytes: int
 
 
 def draw_settings(source: random.Random, groups: int) -> Settings:
     """Every third world has bounds so small that they are met all the time."""
+    snapshots = draw_snapshots(source)
     if source.random() < 0.67:
-        return Settings(partitions=groups - 1, return_s=2.0, founding_s=0.2)
+        return Settings(partitions=groups - 1, return_s=2.0, founding_s=0.2, **snapshots)
     return Settings(
         partitions=groups - 1,
         return_s=1.0,
@@ -88,7 +92,25 @@ def draw_settings(source: random.Random, groups: int) -> Settings:
         uncommitted_bytes=source.choice((500, 5_000)),
         apply_operations=source.choice((1, 8)),
         promotion_entries=4,
+        **snapshots,
     )
+
+
+def draw_snapshots(source: random.Random) -> dict[str, Any]:
+    """In most worlds logs are forgotten, and states saved and compared, all the time."""
+    if source.random() < 0.2:
+        return {}
+    return {
+        "tail_bytes": source.choice((0, 300, 5_000)),
+        "snapshot_bytes": source.choice((300, 2_000)),
+        "snapshot_operations": source.choice((5, 50, 250_000)),
+        "piece_bytes": source.choice((64, 500, 262_144)),
+        "piece_window": source.choice((1, 4)),
+        "incoming_snapshots": source.choice((1, 2)),
+        "incoming_idle_s": 1.0,
+        "fetches": source.choice((1, 8)),
+        "digest_operations": source.choice((20, 200)),
+    }
 
 
 class Summary(msgspec.Struct):
@@ -103,6 +125,9 @@ class Summary(msgspec.Struct):
     frames: int
     faults: dict[str, int]
     torn: int
+    counts: dict[str, int]
+    """Snapshots taken, installed from a leader, gone on with under another leader; states found
+    to be the majority's."""
 
 
 class Failed(Exception):
@@ -131,6 +156,7 @@ class World:
         self.now = 0.0
         self.events = 0
         self.torn = 0
+        self.counts = dict.fromkeys(("taken", "installed", "resumed", "compared"), 0)
         """Crashes that struck while a disk was writing."""
         self._tell = tell
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -138,17 +164,15 @@ class World:
         self._story: deque[tuple[float, str, str, Any]] = deque(maxlen=EVENTS_TOLD)
         source = random.Random(f"{seed}/world")
         self.drawn = Drawn(
-            groups=self.options.groups or (2 if source.random() < 0.25 else 1),
+            groups=self.options.groups or source.choice((1, 1, 2, 4)),
             encode=source.random() < 0.125,
             sync_s=source.choice((0.0003, 0.002, 0.01)),
+            segment_bytes=source.choice((1_024, 2_048, 8_192, 65_536)),
         )
         self.settings = draw_settings(source, self.drawn.groups)
         self.codec: Codec = bus_codec(self.plugins())
         self.invariants = Invariants(check_every=8)
         names = [f"node{number + 1}" for number in range(self.options.nodes)]
-        self.configured: Sequence[Member] = [
-            Member(name, 0, True, name, name, name) for name in names
-        ]
         self.network = Network(
             random.Random(f"{seed}/network"),
             draw_weather(source),
@@ -158,12 +182,13 @@ class World:
             names,
         )
         self.nodes = {name: SimulatedNode(self, name) for name in names}
+        self.membership = Membership(self, names)
         self.faults = Faults(self)
         self.clients = Clients(self)
 
     def plugins(self) -> list[Plugin]:
-        """Fresh instances for one node: what is shipped, and the counter."""
-        return [*builtin(), Counter()]
+        """Fresh instances for one node: what is shipped, and the counters."""
+        return [*builtin(), Counter(), Tally()]
 
     def run(self) -> Summary:
         """Both phases. Raises `Failed`."""
@@ -172,11 +197,13 @@ class World:
             for node in self.nodes.values():
                 self.at(source.random() * 0.3, node.start)
             self.clients.start()
+            self.membership.start()
             self.at(0.5 + source.random(), self.faults.start)
             self._run_until(self.options.seconds)
             self.note("phase", "world", "the faults stop")
             self.faults.heal()
             self.clients.finish()
+            self.membership.finish()
             unsettled = "not begun"
             while unsettled:
                 if self.now >= self.options.seconds + LIVENESS_S:
@@ -195,10 +222,11 @@ class World:
             self.now,
             self.invariants.elections,
             sum(len(entries) for entries in self.invariants.committed.values()),
-            self.clients.completed,
+            self.clients.completed + self.membership.completed,
             self.network.sent,
             self.faults.counts,
             self.torn,
+            self.counts,
         )
 
     # Time
@@ -223,7 +251,7 @@ class World:
         node = self.nodes.get(to)
         if node is not None:
             node.receive(sender, frame)
-        else:
+        elif not self.membership.receive(to, frame):
             self.clients.receive(sender, to, frame)
 
     # What is told
@@ -244,19 +272,6 @@ class World:
 
     # What the faults ask
 
-    def whole(self) -> bool:
-        """All nodes are up, and each knows as committed that all of them vote as they are now."""
-        for node in self.nodes.values():
-            if node.engine is None or node.paused:
-                return False
-            raft: Any = node.engine.log
-            for group in raft.groups.values():
-                if not group.configurations or group.configurations[-1][0] > group.commit:
-                    return False
-                if not all(group.counts(n.name, n.disk.incarnation) for n in self.nodes.values()):
-                    return False
-        return True
-
     def client_names(self) -> list[str]:
         return self.clients.names()
 
@@ -267,25 +282,34 @@ class World:
 
     def _unsettled(self) -> str:
         """What has not come right yet; "" when all has."""
-        engines = [node.engine for node in self.nodes.values() if node.engine is not None]
-        if len(engines) < len(self.nodes):
+        nodes = [self.nodes[name] for name in self.membership.wanted]
+        engines = [node.engine for node in nodes if node.engine is not None]
+        if len(engines) < len(nodes):
             return "a node is down"
-        for group in range(self.drawn.groups):
-            beliefs = [engine.log.leader(group) for engine in engines]
-            if beliefs[0][0] is None or any(belief != beliefs[0] for belief in beliefs):
-                return f"group {group} has no leader on whom all agree: {beliefs}"
-            applied = [engine.replicas[group].applied for engine in engines]
-            if min(applied) != max(applied):
-                return f"group {group}: applied {applied}"
-        return self.clients.unfinished(engines[0])
+        beliefs = [engine.log.leader(CONTROL) for engine in engines]
+        if beliefs[0][0] is None or any(belief != beliefs[0] for belief in beliefs):
+            return f"group 0 has no leader on whom all agree: {beliefs}"
+        applied = [engine.replicas[CONTROL].applied for engine in engines]
+        if min(applied) != max(applied):
+            return f"group 0: applied {applied}"
+        return self.membership.unsettled() or self.clients.unfinished(engines[0])
+
+    def tally(self, engine: Engine) -> None:
+        """Add what an engine that comes to its end has counted."""
+        raft: Any = engine.log
+        for of in (raft.turn.snapshots, raft.turn.digests):
+            for name in self.counts:
+                self.counts[name] += getattr(of, name, 0)
 
     def _judge(self) -> None:
         for node in self.nodes.values():
             assert node.engine is not None
+            self.tally(node.engine)
             node.engine.check()
-            for group in range(self.drawn.groups):
+            for group in node.engine.replicas:
                 self.invariants.compare_state(node, group)
             self.clients.check_total(node.engine)
+        self.membership.judge_totals()
 
 
 def _line(time: float, kind: str, who: str, what: Any) -> str:

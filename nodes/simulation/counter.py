@@ -6,7 +6,7 @@ The law: every `Add` that was answered is in the total exactly once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ...protocols.plugin import Message, Moment, Operation, Query, Replicated, Result, SessionId
 
@@ -23,16 +23,29 @@ class Value(Result, frozen=True, tag=2):
     total: int
 
 
+class AddHere(Operation, frozen=True, tag=0):
+    amount: int
+
+
+class GetHere(Query, frozen=True, tag=1):
+    pass
+
+
+class ValueHere(Result, frozen=True, tag=2):
+    total: int
+
+
 class CounterMachine:
-    def __init__(self) -> None:
+    def __init__(self, value: type[Value | ValueHere]) -> None:
         self.total = 0
+        self._value = value
 
     def apply(self, moment: Moment, operation: Any) -> Result:
         self.total += operation.amount
-        return Value(self.total)
+        return self._value(self.total)
 
     def query(self, moment: Moment, query: Any) -> Result:
-        return Value(self.total)
+        return self._value(self.total)
 
     def end_session(self, moment: Moment, session: SessionId, limit: int) -> int:
         return 0
@@ -64,4 +77,15 @@ class Counter(Replicated):
     messages: Sequence[type[Message]] = (Add, Get, Value)
 
     def machine(self, group: int) -> CounterMachine:
-        return CounterMachine()
+        return CounterMachine(Value)
+
+
+class Tally(Replicated):
+    """The same in every partition."""
+
+    name = "tally"
+    placement: Literal["control", "partitioned"] = "partitioned"
+    messages: Sequence[type[Message]] = (AddHere, GetHere, ValueHere)
+
+    def machine(self, group: int) -> CounterMachine:
+        return CounterMachine(ValueHere)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     "crash", "crash_in_turn", "pause", "isolate", "cut", "cut_one_way", "slow_disk", "power_cut",
-    "replace_disk", "crash_client",
+    "replace_disk", "crash_client", "add_node", "remove_node", "transfer",
 )  # fmt: skip
 PAUSE_MIN_S, PAUSE_MAX_S = 0.001, 10.0
 
@@ -41,6 +41,9 @@ class Faults:
             "power_cut": (self.power_cut, 0.3),
             "replace_disk": (self.replace_disk, 0.4),
             "crash_client": (self.crash_client, 0.7),
+            "add_node": (self.add_node, 0.4),
+            "remove_node": (self.remove_node, 0.4),
+            "transfer": (self.transfer, 0.7),
         }
         # Not every world has every fault: what is rare beside crashes is not rare alone.
         self._weights = {
@@ -61,7 +64,7 @@ class Faults:
         """Faults stop, and all that is broken is whole again."""
         self._healed = True
         self.world.network.heal()
-        for node in self.world.nodes.values():
+        for node in list(self.world.nodes.values()):
             node.slow_until_s = 0.0
             node.fail_in = ""
             node.resume()
@@ -166,7 +169,7 @@ class Faults:
     def replace_disk(self, node: SimulatedNode) -> None:
         """The node loses its disk and comes back with an empty one. Of fewer than three the
         others are no majority."""
-        if len(self.world.nodes) < 3 or not node.up or not self.world.whole():
+        if not node.up or not self.world.membership.whole():
             return
         self._count("replace_disk", node.name)
         node.crash()
@@ -176,6 +179,22 @@ class Faults:
     def crash_client(self, node: SimulatedNode) -> None:
         self._count("crash_client")
         self.world.crash_client(self.random)
+
+    def add_node(self, node: SimulatedNode) -> None:
+        name = self.world.membership.add()
+        if name:
+            self._count("add_node", name)
+
+    def remove_node(self, node: SimulatedNode) -> None:
+        name = self.world.membership.remove()
+        if name:
+            self._count("remove_node", name)
+
+    def transfer(self, node: SimulatedNode) -> None:
+        """The operator hands a leadership over."""
+        what = self.world.membership.transfer()
+        if what:
+            self._count("transfer", what)
 
     def _other(self, node: SimulatedNode) -> str:
         others = [name for name in self.world.nodes if name != node.name]

@@ -99,6 +99,10 @@ class Network:
             self._last_s[pair] = at
         self._at(at, self._deliver, sender, to, frame)
 
+    def join(self, node: str) -> None:
+        """One more node."""
+        self._nodes[node] = None
+
     def cut(self, sender: str, to: str, until: float) -> None:
         """Frames from `sender` to `to` are lost until then; the other direction is not touched."""
         self._cut_until[sender, to] = until
