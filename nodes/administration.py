@@ -30,7 +30,7 @@ from ..protocols.plugin import CONTROL, Failure, GroupId, Operation, Query, Resu
 from ..protocols.session.messages import Describe, Described
 from .ask import PLACEMENT, NodeAsker, find_leader, find_members, rounds
 
-WAIT_S = 10.0
+WAIT_S = 5.0
 """How long a cluster may be without a leader before an operator is told so."""
 
 ANSWER_S = 1.0
@@ -100,7 +100,7 @@ class Administration:
 
     def hand_over(self, group: GroupId, name: str) -> None:
         """Hand the leadership of a group to a node; `leaders` tells whether it came about."""
-        failure = Failure(Code.BUSY, f"no node leads group {group}; try 'coterie status'")
+        failure: Failure | None = None
         for timeout_s in rounds(time.monotonic() + self._wait_s):
             endpoints = find_members(self._asker, self._given, timeout_s)
             # Only its leader takes it, and asking everyone finds that one without another question.
@@ -112,7 +112,7 @@ class Administration:
                     raise error_of(answer)
                 if isinstance(answer, Failure) and answer.code is Code.BUSY:
                     failure = answer
-        raise error_of(failure)
+        raise error_of(failure) if failure else self._silent(group)
 
     def leaders(self) -> dict[GroupId, str]:
         """Who leads which group, as the leaders say themselves; a group without one is missing."""
@@ -163,6 +163,9 @@ class Administration:
                 raise error_of(answer)
         if failure is not None and failure.code is Code.BUSY:
             raise error_of(failure)
-        raise Unavailable(
-            f"no leader for {self._wait_s:g} s at {', '.join(self._given)}; try 'coterie status'"
-        )
+        raise self._silent(CONTROL)
+
+    def _silent(self, group: GroupId) -> Unavailable:
+        where = ", ".join(self._given)
+        text = f"no leader of group {group} for {self._wait_s:g} s at {where}; try 'coterie status'"
+        return Unavailable(text)
