@@ -252,7 +252,8 @@ class SnapshotTasks:
 
     def _append(self, save: _Save, block: bytes) -> None:
         if not save.name:
-            save.name = self._store.begin(save.group)
+            save.name = self._store.new_name(save.group)
+            self._store.begin(save.name)
         save.unsynced += len(block)
         sync = save.unsynced >= SYNC_BYTES
         self._store.append(save.name, block, sync)

@@ -9,6 +9,7 @@ A file is named by its content: `<group>-<index>-<term>-<size>-<digest>.snapshot
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -93,12 +94,14 @@ class SnapshotStore:
             usable = [s for s in own if last is not None and s.index <= last.index]
             self._remove(group, [s for s in own if s != last and s not in usable[-KEPT:]])
 
-    def begin(self, group: GroupId) -> str:
-        """A new file for a snapshot that is being written; its name for the time being."""
+    def new_name(self, group: GroupId) -> str:
+        """A name for the file of a snapshot that is being written."""
         self._unfinished += 1
-        name = f"{group}-{self._unfinished}{_UNFINISHED}"
+        return f"{group}-{self._unfinished}{_UNFINISHED}"
+
+    def begin(self, name: str) -> None:
+        """Make the file of a snapshot that is being written."""
         self._disk.create(name, 0)
-        return name
 
     def append(self, name: str, block: bytes, sync: bool) -> None:
         """Write the next block of a file that was begun."""
@@ -107,8 +110,9 @@ class SnapshotStore:
             self._disk.sync(name)
 
     def abandon(self, name: str) -> None:
-        """Remove a file that was begun."""
-        self._disk.remove(name)
+        """Remove a file that was begun, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.remove(name)
 
     def finish(self, name: str, group: GroupId, snapshot: Snapshot, named: Snapshot | None) -> None:
         """Sync the file and give it its name; then remove what is older than the last two. `named`

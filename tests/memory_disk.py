@@ -48,6 +48,8 @@ class MemoryDisk:
         return sorted(self.files)
 
     def remove(self, name: str) -> None:
+        if name not in self.files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         del self.files[name], self.synced[name]
 
     def unsynced(self) -> list[tuple[str, int]]:
@@ -74,18 +76,27 @@ class MemoryDisk:
 
 class FailingDisk:
     """Passes everything on to another disk; its n-th operation fails, before or after its effect,
-    and so does everything that comes later."""
+    and, if that is `lasting`, so does everything that comes later."""
 
-    def __init__(self, disk: Disk, at: int, *, code: int = errno.EIO, late: bool = False) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        at: int,
+        *,
+        code: int = errno.EIO,
+        late: bool = False,
+        lasting: bool = True,
+    ) -> None:
         self.disk = disk
         self.at = at
         self.code = code
         self.late = late
+        self.lasting = lasting
         self.count = 0
 
     def _do(self, operation: Callable[[], object]) -> object:
         self.count += 1
-        if self.count < self.at:
+        if self.count < self.at or (self.count > self.at and not self.lasting):
             return operation()
         if self.count == self.at and self.late:
             operation()
