@@ -62,7 +62,7 @@ def node(insecure: bool, join: str | None, **flags: str | None) -> NoReturn:
     Every option can be given as COTERIE_<OPTION> in the environment, too.
     """
     from .configuration import ConfigurationError, NodeConfiguration
-    from .process import run
+    from .serving import run
 
     joined = join or os.environ.get("COTERIE_JOIN")
     if joined:

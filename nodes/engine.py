@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -39,7 +39,7 @@ from ..protocols.plugin import (
     StateMachine,
     WriteNumber,
 )
-from ..protocols.records import Identity, Member, Record
+from ..protocols.records import Identity, Member, Record, Snapshot
 from ..protocols.replica import Replica
 
 ROUTES_MAX = 100_000
@@ -57,6 +57,8 @@ class Effects(msgspec.Struct):
     published: list[tuple[str, bytes, Message]] = []
     cluster: int | None = None
     stop: Failure | None = None
+    disk_tasks: list[tuple[str, tuple[Any, ...]]] = []
+    """Calls of `LogPort` that the disk answers later: name and arguments."""
 
 
 class Engine:
@@ -289,6 +291,24 @@ class EnginePort:
         engine.identity = msgspec.structs.replace(engine.identity, cluster=cluster)
         engine._effects.cluster = cluster
 
+    def save(self, group: GroupId, index: int, term: int, stream: Iterator[bytes]) -> None:
+        self._disk("save", group, index, term, stream)
+
+    def digest(self, group: GroupId, index: int, stream: Iterator[bytes]) -> None:
+        self._disk("digest", group, index, stream)
+
+    def fetch(self, group: GroupId, first: int, bytes_max: int) -> None:
+        self._disk("fetch", group, first, bytes_max)
+
+    def fetch_snapshot(self, group: GroupId, snapshot: Snapshot, offset: int, size: int) -> None:
+        self._disk("fetch_snapshot", group, snapshot, offset, size)
+
+    def drop(self, group: GroupId) -> None:
+        self._disk("drop", group)
+
+    def _disk(self, task: str, *arguments: Any) -> None:
+        self._engine._effects.disk_tasks.append((task, arguments))
+
     def stop(self, failure: Failure) -> None:
         self._engine._effects.stop = failure
 
@@ -305,4 +325,4 @@ def machines_of(plugins: Sequence[Plugin], group: GroupId) -> dict[str, StateMac
 
 
 def _no_effects() -> Effects:
-    return Effects(records=[], messages={}, answers=[], hints=[], published=[])
+    return Effects(records=[], messages={}, answers=[], hints=[], published=[], disk_tasks=[])

@@ -23,26 +23,22 @@ import zmq
 
 from ..bus.codec import Ask, PeerFrame, TooLarge
 from ..bus.frame import Kind, Malformed
-from ..bus.loop_socket import BindFailed
 from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
 from ..protocols.plugin import Failure, Plugin, Request, Result
 from ..protocols.raft.settings import Settings
-from ..protocols.registry import BadPlugin, BrokenDistribution
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
-from .disk import DirectoryInUse, DiskError, DiskFull
+from .disk import DiskFull
 from .disk_thread import DiskThread
 from .engine import Effects, Engine
-from .identity import ForeignDirectory, UnreadableIdentity
 from .keeping import Keeping
 from .log_writer import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
 from .peers import PeerLinks
 from .plugins import installed
 from .storage import open_storage
-from .wal import CorruptLog, ForeignLog
 
 FRAMES_A_TURN = 256
 OPERATIONS_A_TURN = 4096
@@ -440,28 +436,3 @@ class NodeProcess:
                 },
             },
         }
-
-
-def run(configuration: NodeConfiguration) -> int:
-    """Run a node until it is told to stop; the exit code. Faults are told on standard error."""
-    logging.basicConfig(
-        level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
-
-    async def serve() -> int:
-        return await NodeProcess(configuration, asyncio.get_running_loop()).run()
-
-    try:
-        return asyncio.run(serve())
-    except (BindFailed, DirectoryInUse) as error:
-        logger.error("%s", error)
-        return EXIT_FAULT
-    except (CorruptLog, ForeignLog, ForeignDirectory, UnreadableIdentity) as error:
-        logger.error("%s", error)
-        return EXIT_DATA
-    except DiskError as error:
-        logger.error("%s", error)
-        return EXIT_DISK
-    except (BadPlugin, BrokenDistribution) as error:
-        logger.error("%s", error)
-        return EXIT_REFUSED

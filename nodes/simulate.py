@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import click
@@ -81,13 +81,15 @@ def _tell_one(seed: int, options: Options, trace: bool) -> None:
     click.echo(
         f"seed {seed}: every promise kept over {summary.simulated_s:.1f} simulated s:"
         f" {summary.elections} elections, {summary.entries} entries,"
-        f" {summary.operations} operations, {summary.frames} frames; {faults}"
+        f" {summary.operations} operations, {summary.frames} frames; {faults};"
+        f" snapshots and states: {_told(summary.counts)}"
     )
 
 
 def _tell_many(seeds: range, options: Options, processes: int) -> None:
     began = time.monotonic()
     faults: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     ran = elections = operations = 0
     simulated_s = 0.0
     for outcome in _outcomes(seeds, options, processes):
@@ -99,11 +101,17 @@ def _tell_many(seeds: range, options: Options, processes: int) -> None:
         elections += outcome.elections
         operations += outcome.operations
         faults.update(outcome.faults)
+        counts.update(outcome.counts)
     click.echo(
         f"{ran} worlds, every promise kept: {simulated_s / 3600:.1f} simulated hours,"
         f" {elections} elections, {operations} operations, {time.monotonic() - began:.0f} s"
     )
+    click.echo("snapshots and states: " + _told(counts))
     click.echo("faults: " + ", ".join(f"{count} {kind}" for kind, count in faults.most_common()))
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _outcomes(seeds: range, options: Options, processes: int) -> Iterator[Summary | str]:

@@ -293,6 +293,7 @@ class LogPort(Port, Protocol):
         """Read a piece of a kept snapshot: `on_snapshot_fetched`."""
         ...
 
+    def drop(self, group: GroupId) -> None: ...  # its snapshots go
     def stop(self, failure: Failure) -> None:
         """A fatal fault: the node must stop and tell why."""
         ...

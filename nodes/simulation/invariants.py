@@ -18,13 +18,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ...protocols.raft.messages import Voted
-from ...protocols.records import EntryRecord, GroupId, GroupState, Record, StateRecord
+from ...protocols.records import (
+    DropRecord,
+    EntryRecord,
+    GroupId,
+    GroupState,
+    Record,
+    SnapshotRecord,
+    StateRecord,
+)
 from ..engine import Effects
+from .shadow import Shadow, Slot, Violation, shadow_of
 
 if TYPE_CHECKING:
     from .node import SimulatedNode
@@ -33,44 +42,6 @@ CHECKPOINT = 16
 """The whole state is hashed where the applied index is a multiple of this."""
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Violation(AssertionError):
-    """An invariant does not hold."""
-
-
-class Slot(NamedTuple):
-    """One entry in a shadow: `chain` is a digest of it and of everything before it."""
-
-    term: int
-    chain: bytes
-
-
-class Shadow:
-    """What one group's log on one disk holds, rebuilt from the records."""
-
-    __slots__ = ("commit", "slots", "term", "vote")
-
-    def __init__(self) -> None:
-        self.term = 0
-        self.vote = ""
-        self.commit = 0
-        self.slots: list[Slot] = []
-
-    def put(self, record: Record) -> None:
-        if isinstance(record, EntryRecord):
-            entry, slots = record.entry, self.slots
-            if entry.index <= len(slots):
-                del slots[entry.index - 1 :]
-            if entry.index != len(slots) + 1:
-                raise Violation(f"entry {entry.index} after {len(slots)}")
-            before = slots[-1].chain if slots else b""
-            slots.append(Slot(entry.term, _chain(before, entry)))
-        else:
-            self.term, self.vote, self.commit = record.term, record.vote, record.commit
-
-    def same(self, other: Shadow) -> bool:
-        return (self.term, self.vote) == (other.term, other.vote) and self.slots == other.slots
 
 
 def _same(ours: Mapping[GroupId, Shadow], theirs: Mapping[GroupId, Shadow]) -> bool:
@@ -107,15 +78,15 @@ class Invariants:
 
     def recovered(self, node: SimulatedNode, groups: Mapping[GroupId, GroupState]) -> None:
         """A node starts with what its log gave it."""
-        found = {group: _shadow_of(state) for group, state in groups.items()}
+        found = {g: shadow_of(g, state, self.committed) for g, state in groups.items()}
         life = self._lives.get(node.name)
         if life is not None and not _same(found, life.kept):
             # What was being written may be there too, but only as a whole.
             for record in node.in_flight:
-                life.kept.setdefault(record.group, Shadow()).put(record)
+                life.kept.setdefault(record.group, Shadow()).put(record, self.committed)
             if not node.in_flight or not _same(found, life.kept):
                 raise Violation(f"the disk of {node.name} gave back another log than it was given")
-        copy = {group: _shadow_of(state) for group, state in groups.items()}
+        copy = {g: shadow_of(g, state, self.committed) for g, state in groups.items()}
         self._lives[node.name] = Life(found, copy, {}, {})
 
     def wiped(self, node: SimulatedNode) -> None:
@@ -129,7 +100,7 @@ class Invariants:
             shadow = kept.get(record.group)
             if shadow is None:
                 shadow = kept[record.group] = Shadow()
-            shadow.put(record)
+            shadow.put(record, self.committed)
             if isinstance(record, StateRecord) and record.vote:
                 self._vote(node, record.group, record.term, record.vote)
 
@@ -164,19 +135,28 @@ class Invariants:
             shadow = life.written[group] = Shadow()
         if isinstance(record, EntryRecord):
             entry = record.entry
-            if entry.index <= life.applied.get(group, 0):
+            shadow.append(record)
+            slot, applied = shadow.slots[-1], life.applied.get(group, 0)
+            # Once more is no harm: so a log frees its oldest segment.
+            if entry.index <= applied and slot != self.committed[group][entry.index - 1][0]:
                 raise Violation(f"{node.name} overwrites applied entry {entry.index} of {group}")
-            shadow.put(record)
             key = (group, entry.index, entry.term)
-            chain = shadow.slots[-1].chain
-            if self._before.setdefault(key, chain) != chain:
+            if self._before.setdefault(key, slot.chain) != slot.chain:
                 raise Violation(f"log matching: entry {key} of {node.name} differs from another's")
+            return
+        if isinstance(record, SnapshotRecord):
+            shadow.put(record, self.committed)
+            return
+        if isinstance(record, DropRecord):
+            shadow.put(record, self.committed)
+            life.applied.pop(group, None)
+            life.moments.pop(group, None)
             return
         if record.term < shadow.term:
             raise Violation(f"{node.name}: term {record.term} after {shadow.term} in {group}")
         if record.term == shadow.term and shadow.vote not in ("", record.vote):
             raise Violation(f"{node.name} changes its vote in term {record.term} of group {group}")
-        shadow.put(record)
+        shadow.put(record, self.committed)
 
     def _vote(self, node: SimulatedNode, group: GroupId, term: int, candidate: str) -> None:
         ballot = (group, term, node.name, node.disk.incarnation)
@@ -203,8 +183,7 @@ class Invariants:
             last -= 1
         if not last:
             return
-        slots = life.written[group].slots
-        if len(slots) < last or slots[last - 1] != committed[last - 1][0]:
+        if not life.written[group].holds(last, committed[last - 1][0]):
             raise Violation(
                 f"{node.name} leads group {group} in term {term} without entry {last}, which was"
                 f" committed by term {committed[last - 1][1]}"
@@ -216,11 +195,11 @@ class Invariants:
             raise Violation(f"{node.name}: applied {applied} after {last} in group {group}")
         committed = self.committed.setdefault(group, [])
         shadow = life.written[group]
-        if applied > len(shadow.slots):
-            raise Violation(f"{node.name} applied {applied} of {len(shadow.slots)} entries")
+        if applied > shadow.last:
+            raise Violation(f"{node.name} applied {applied} of {shadow.last} entries")
         new = applied > len(committed)
-        for index in range(last, applied):
-            slot = shadow.slots[index]
+        for index in range(max(last, shadow.base), applied):
+            slot = shadow.slots[index - shadow.base]
             if index == len(committed):
                 committed.append((slot, max(shadow.term, slot.term)))
             elif committed[index][0] != slot:
@@ -245,13 +224,13 @@ class Invariants:
         majority = sum(member.voter for member in configuration.members) // 2 + 1
         disks = [(name, life.kept) for name, life in self._lives.items()] + self._replaced
         first = len(self.committed[group]) - 1
-        for index in range(first, len(shadow.slots)):
-            slot = shadow.slots[index]
+        for index in range(max(first, shadow.base), shadow.last):
+            slot = shadow.slots[index - shadow.base]
             if slot.term == shadow.term:
                 holders = {
                     name: None
                     for name, kept in disks
-                    if group in kept and slot in kept[group].slots[index : index + 1]
+                    if group in kept and kept[group].holds(index + 1, slot)
                 }
                 if len(holders) >= majority:
                     return
@@ -279,20 +258,3 @@ def state_digest(replica: Any) -> bytes:
         for chunk in machine.snapshot():
             digest.update(chunk)
     return digest.digest()
-
-
-def _chain(before: bytes, entry: Any) -> bytes:
-    digest = hashlib.blake2b(before, digest_size=8)
-    digest.update(b"%d %d %d " % (entry.term, entry.time_us, entry.kind))
-    digest.update(entry.payload)
-    return digest.digest()
-
-
-def _shadow_of(state: GroupState) -> Shadow:
-    shadow = Shadow()
-    shadow.term, shadow.vote, shadow.commit = state.term, state.vote, state.commit
-    before = b""
-    for entry in state.entries:
-        before = _chain(before, entry)
-        shadow.slots.append(Slot(entry.term, before))
-    return shadow

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .invariants import Violation
+from .shadow import Violation
 
 if TYPE_CHECKING:
     from .clients import SimulatedClient

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...bus.codec import Ask, PeerFrame
 from ...bus.frame import Kind, Malformed
+from ...protocols.errors import Code
 from ...protocols.plugin import CONTROL, Request
 from ...protocols.records import Identity, Record, StateRecord
 from ..assembly import assemble
 from ..engine import Effects, Engine
+from ..keeping import Keeping
 from ..log import Log
+from ..log_writer import TOLD_S
+from ..snapshots import SnapshotStore
 from .disk import SimulatedDisk
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ INBOX_FRAMES = 4_000
 TURN_S, FRAME_S = 0.000_05, 0.000_02
 """What a turn and a frame cost, in simulated time."""
 
-SEGMENT_BYTES, FIRST_SEGMENT_BYTES = 64 * 1024, 8 * 1024
+FIRST_SEGMENT_BYTES = 8 * 1024
 
 PEER, CLIENT = (Kind.PEER,), (Kind.ASK,)
 
@@ -52,6 +56,7 @@ class SimulatedNode:
         self.disk = SimulatedDisk(
             random.Random(f"{world.seed}/disk/{name}"), self.random.getrandbits(62) + 1
         )
+        self.snapshot_disk = SimulatedDisk(random.Random(f"{world.seed}/snapshots/{name}"), 0)
         # Machines were switched on at different times, and no two quartzes are the same.
         self._clock_offset_s = self.random.uniform(1.0, 100_000.0)
         self._clock_rate = 1.0 + self.random.uniform(-0.01, 0.01)
@@ -70,6 +75,8 @@ class SimulatedNode:
         self._writes: list[tuple[int, Sequence[Record]]] = []
         self._writing = False
         self._durable = 0
+        self._jobs: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
+        self._told: tuple[int, float] = (0, 0.0)
         self._wake_s = float("inf")
         self._busy_until_s = 0.0
 
@@ -98,11 +105,14 @@ class SimulatedNode:
             self.disk,
             node=self.name,
             incarnation=self.disk.incarnation,
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=world.drawn.segment_bytes,
             first_segment_bytes=FIRST_SEGMENT_BYTES,
         )
         recovered = self.log.open()
         self.disk.settle()
+        store = SnapshotStore(self.snapshot_disk)
+        store.clean({g: state.snapshot for g, state in recovered.items() if state.snapshot})
+        self.snapshot_disk.settle()
         world.invariants.recovered(self, recovered)
         self.in_flight = []
         identity = Identity(self.disk.cluster, self.name, self.disk.incarnation)
@@ -110,11 +120,21 @@ class SimulatedNode:
             identity,
             world.plugins(),
             world.settings,
-            world.configured,
+            world.membership.configured_for(self),
             recovered,
             self.random.getrandbits(62),
+            store.open,
         )
         self.engine = engine
+        self._keeping = Keeping(
+            store,
+            self.log,
+            execute=self._execute,
+            clock=lambda: float("inf"),  # one chunk in a turn
+            schedule=lambda: self._schedule(world.now),
+            on_full=self._on_fault,
+            on_failed=self._on_fault,
+        )
         world.note("start", self.name, f"incarnation {self.disk.incarnation}")
         effects = engine.start(self.clock())
         world.invariants.turned(self, effects)
@@ -125,12 +145,14 @@ class SimulatedNode:
         """Power is lost: memory is gone, and what of the last write reached the disk is drawn."""
         assert self.engine is not None and self.log is not None
         self.world.note("crash", self.name, "")
+        self.world.tally(self.engine)
         if self.log.wants_segment and self.random.random() < 0.5:
             self.log.prepare()
         self.engine = self.log = None
         self.life += 1
         self._clear()
         self.world.torn += self.disk.crash()
+        self.world.torn += self.snapshot_disk.crash()
 
     def wipe(self) -> None:
         """The node is down and its disk is replaced: an empty directory, a new incarnation."""
@@ -139,6 +161,7 @@ class SimulatedNode:
         self.disk = SimulatedDisk(
             random.Random(self.random.getrandbits(62)), self.random.getrandbits(62) + 1
         )
+        self.snapshot_disk = SimulatedDisk(random.Random(self.random.getrandbits(62)), 0)
         self.world.invariants.wiped(self)
 
     def pause(self, until: float) -> None:
@@ -181,6 +204,7 @@ class SimulatedNode:
         if self._durable:
             engine.durable(self._durable)
             self._durable = 0
+        self._keeping.tell(engine)
         inbox = self._inbox
         frames = min(len(inbox), FRAMES_A_TURN)
         for _ in range(frames):
@@ -191,6 +215,7 @@ class SimulatedNode:
         self._carry_out(effects)
         if self.engine is None:
             return
+        self._keeping.work(0.0)
         if inbox or self._durable:
             self._schedule(world.now)
         deadline = engine.deadline()
@@ -246,7 +271,10 @@ class SimulatedNode:
         if effects.cluster is not None:
             self.disk.cluster = effects.cluster
         if effects.stop is not None:
-            world.fail(f"{self.name} stopped: {effects.stop.text}")
+            if effects.stop.code is not Code.REMOVED or self.name in world.membership.wanted:
+                world.fail(f"{self.name} stopped: {effects.stop.text}")
+            world.membership.end(self)
+            return
         leaving = self._frames(effects)
         if self.fail_in and self._fails_in(effects):
             # Power is lost between two effects: some frames are out, no write has begun.
@@ -260,6 +288,8 @@ class SimulatedNode:
             self._writes.append((effects.write_number, effects.records))
             if not self._writing:
                 self._write()
+        if effects.disk_tasks:
+            self._keeping.carry_out(effects.disk_tasks)
         self._leave(leaving)
 
     def _fails_in(self, effects: Effects) -> bool:
@@ -321,8 +351,50 @@ class SimulatedNode:
         if self.log.wants_segment:
             self.log.prepare()
             self.disk.settle()
+        self._shorten()
         self._writing = False
         self._durable = number
         if self._writes:
             self._write()
         self._schedule(self.world.now)
+
+    def _shorten(self) -> None:
+        """What `LogWriter` does for a log that is too long; here segments are removed at once."""
+        assert self.log is not None
+        oldest, now = self.log.oldest, self.world.now
+        if oldest != self._told[0] or now >= self._told[1] + TOLD_S:
+            groups = self.log.pinning()
+            if groups:
+                self._told = oldest, now
+                self._keeping.on_long(groups)
+        if self.log.release():
+            self.disk.settle()
+            self.log.remove_released()
+            self.disk.settle()
+
+    # The disk's other work
+
+    def _execute(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        self._jobs.append((job, done))
+        if len(self._jobs) == 1:
+            self._begin_job()
+
+    def _begin_job(self) -> None:
+        """The first job is begun now, and its caller hears of it when it has taken its time."""
+        result = self._jobs[0][0]()
+        seconds = self.sync_s * self.random.random()
+        if self.world.now < self.slow_until_s:
+            seconds += self.random.random() * 0.5
+        self.world.at(self.world.now + seconds, self._end_job, self.life, result)
+
+    def _end_job(self, life: int, result: Any) -> None:
+        if life != self.life:
+            return
+        self.snapshot_disk.settle()
+        self._jobs[0][1](result)
+        self._jobs.popleft()
+        if self._jobs:
+            self._begin_job()
+
+    def _on_fault(self, error: Exception) -> None:
+        self.world.fail(f"{self.name}: {error}")

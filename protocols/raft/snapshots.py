@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import Code
 from ..plugin import Failure, NodeId
-from ..records import GroupId, Snapshot
+from ..records import GroupId, Snapshot, WriteNumber
 from ..replica import Replica, Replicas
 from ..restoring import Restoring
 from ..snapshot import DamagedSnapshot
@@ -55,7 +55,7 @@ class Incoming:
 
 class Snapshots:
     """`wanted` are the groups to save next, in order; `saving` the one being saved; `incoming`
-    what comes from leaders. `taken` and `installed` count."""
+    what comes from leaders. `taken`, `installed` and `resumed` (under another leader) count."""
 
     def __init__(self, turn: Turn, replicas: Replicas, groups: Mapping[GroupId, Group]) -> None:
         self.turn = turn
@@ -65,7 +65,8 @@ class Snapshots:
         self.saving: GroupId | None = None
         self.incoming: dict[GroupId, Incoming] = {}
         self.damaged: dict[GroupId, int] = {}
-        self.taken = self.installed = 0
+        self._given_up: list[tuple[WriteNumber, GroupId]] = []
+        self.taken = self.installed = self.resumed = 0
 
     # --- our own --------------------------------------------------------------------------------
 
@@ -86,7 +87,8 @@ class Snapshots:
                 self.want(group)
 
     def forget(self, number: GroupId) -> None:
-        """The node gives up its copy of a group."""
+        """The node gives up its copy of a group, by a record of this turn."""
+        self._given_up.append((self.turn.written + 1, number))
         self.wanted.pop(number, None)
         self.incoming.pop(number, None)
         self.damaged.pop(number, None)
@@ -95,6 +97,10 @@ class Snapshots:
         """At the end of a turn: begin the next save, if none is under way."""
         for number, incoming in list(self.incoming.items()):
             self._reconsider(number, incoming)
+        while self._given_up and self._given_up[0][0] <= self.turn.durable:
+            _, number = self._given_up.pop(0)
+            if number not in self.groups:  # else its next snapshot takes their place
+                self.turn.port.drop(number)
         if self.saving is not None:
             return
         for number in self.wanted:
@@ -174,6 +180,7 @@ class Snapshots:
         number, found = group.group, self.incoming.get(group.group)
         if found is not None:
             if found.snapshot == message.snapshot:
+                self.resumed += message.term > found.term and found.offset > 0
                 found.term = max(found.term, message.term)
                 return found
             ours, theirs = (
