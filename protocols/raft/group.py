@@ -184,8 +184,10 @@ class Group:
 
     @property
     def may_vote(self) -> bool:
-        """Not before there is a configuration, and one above the floor (`StateRecord.floor`): a
-        copy that is being filled knows less than the one before it acknowledged."""
+        """Not before there is a configuration above the floor (`StateRecord.floor`): a copy that
+        is being filled knows less than the one before it acknowledged."""
+        if not self.floor:
+            return True
         return bool(self.configurations) and self.configurations[-1][0] > self.floor
 
     def adopt_configuration(self) -> None:
