@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from ..clients.errors import Unavailable
 from ..nodes.ask import NodeAsker
 from ..protocols.session.messages import Describe, Described
 
+ANSWER_S = 1.0
 WAIT_S = 60.0
 """How long a cluster may take to go on, or a node to catch up; then the bench fails."""
 
@@ -26,28 +29,55 @@ class NoQuorum(click.ClickException):
     exit_code = 69
 
 
-def caught_up(endpoints: Sequence[str], index: int) -> None:
-    """Wait until a node has applied, in every group it holds, what any node had committed when
-    this was called. Raises `Unavailable`."""
-    goals: dict[str, int] = {}
-    deadline = time.perf_counter() + WAIT_S
-    with NodeAsker() as asker:
-        for groups in groups_of(asker, endpoints).values():
-            for group, said in groups.items():
-                goals[group] = max(goals.get(group, 0), said["commit"])
-        while time.perf_counter() < deadline:
-            groups = groups_of(asker, [endpoints[index]]).get(endpoints[index], {})
-            if groups and all(said["applied"] >= goals.get(g, 0) for g, said in groups.items()):
-                return
-            time.sleep(0.02)
-    raise Unavailable(f"the node at {endpoints[index]} has not caught up within {WAIT_S:g} s")
-
-
-def groups_of(asker: NodeAsker, endpoints: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What each node that answers says of the groups it holds, by endpoint."""
-    answers = asker.ask(endpoints, Describe())
+def described(asker: NodeAsker, endpoints: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What each node that answers says of itself, by endpoint."""
+    answers = asker.ask(endpoints, Describe(), timeout_s=ANSWER_S)
     return {
-        endpoint: json.loads(answer.status)["raft"]["groups"]
+        endpoint: json.loads(answer.status)
         for endpoint, answer in answers.items()
         if isinstance(answer, Described)
     }
+
+
+def caught_up(endpoints: Sequence[str], index: int) -> None:
+    """Wait until a node has applied, in every group it holds, what any node had committed when
+    this was called. Raises `Unavailable`."""
+    own = endpoints[index]
+    goals: dict[str, int] = {}
+    deadline = time.perf_counter() + WAIT_S
+    with NodeAsker() as asker:
+        for said in described(asker, endpoints).values():
+            for group, state in said["raft"]["groups"].items():
+                goals[group] = max(goals.get(group, 0), state["commit"])
+        while time.perf_counter() < deadline:
+            groups = described(asker, [own]).get(own, {}).get("raft", {}).get("groups", {})
+            if groups and all(state["applied"] >= goals.get(g, 0) for g, state in groups.items()):
+                return
+            time.sleep(0.02)
+    raise Unavailable(f"the node at {own} has not caught up within {WAIT_S:g} s")
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """What a node's data directory holds, in bytes and files."""
+
+    log_bytes: int
+    segments: int
+    snapshot_bytes: int
+    snapshots: int
+
+
+def disk_of(directory: Path) -> Disk:
+    """Looks at the data directory of a node; files may go while it looks."""
+    segments, snapshots = sizes(directory / "log", ".wal"), sizes(directory / "snapshots", "")
+    return Disk(sum(segments), len(segments), sum(snapshots), len(snapshots))
+
+
+def sizes(directory: Path, suffix: str) -> list[int]:
+    """The sizes of the files there are whose names end so."""
+    found = []
+    for path in sorted(directory.glob(f"*{suffix}")):
+        try:
+            found.append(path.stat().st_size)
+        except FileNotFoundError:
+            continue
+    return found

@@ -23,6 +23,7 @@ from .clusters import NoQuorum
 from .failover import failover
 from .figures import Figures, Recorder, middle, table
 from .load import Load, LoadProcess
+from .recovery import recovery
 
 NODES = 3
 
@@ -33,6 +34,7 @@ def bench() -> None:
 
 
 bench.add_command(failover)
+bench.add_command(recovery)
 
 
 @bench.command()
