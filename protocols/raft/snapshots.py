@@ -114,17 +114,20 @@ class Snapshots:
                 return
 
     def _save(self, group: Group) -> None:
-        number = self.saving = group.group
+        number, applied = group.group, group.replica.applied
         incoming = self.incoming.get(number)
         if incoming is not None and incoming.replica is not None:
+            self.saving = number
             replica, header = incoming.replica, incoming.replica.header
             assert header is not None
             incoming.written = True
             stream = replica.snapshot(header.term, header.configuration_index, header.configuration)
             self.turn.port.save(number, header.index, header.term, stream)
             return
+        if not applied:
+            return  # it was wanted for a snapshot that came and was given up
+        self.saving = number
         compaction.mark(group)
-        applied = group.replica.applied
         term = group.log.term_at(applied)
         assert term is not None, (number, applied)
         self.turn.port.save(number, applied, term, compaction.stream(group))
