@@ -71,6 +71,7 @@ class Drawn(msgspec.Struct):
     encode: bool
     sync_s: float
     segment_bytes: int
+    forgetful: bool
 
 
 def draw_settings(source: random.Random, groups: int) -> Settings:
@@ -168,6 +169,7 @@ class World:
             encode=source.random() < 0.125,
             sync_s=source.choice((0.0003, 0.002, 0.01)),
             segment_bytes=source.choice((1_024, 2_048, 8_192, 65_536)),
+            forgetful=source.random() < 0.5,
         )
         self.settings = draw_settings(source, self.drawn.groups)
         self.codec: Codec = bus_codec(self.plugins())

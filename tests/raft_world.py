@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from coterie.protocols.plugin import (
@@ -40,9 +41,12 @@ from coterie.protocols.records import (
     Identity,
     Member,
     Record,
+    Snapshot,
+    SnapshotRecord,
     StateRecord,
 )
 from coterie.protocols.replica import CommandCodec, Replicas, Window
+from coterie.protocols.restoring import restore
 
 CLUSTER = 77
 PLUGINS = (("note", 1), ("raft", 1))
@@ -101,6 +105,27 @@ class Disk:
     records: list[list[Record]] = field(default_factory=list)
     synced: int = 0
     cluster: int = 0
+    snapshots: dict[tuple[int, Snapshot], bytes] = field(default_factory=dict)
+    removed: dict[int, int] = field(default_factory=dict)
+    """Per group the index up to which entries are gone with their segments."""
+
+    def read(self, group: int, first: int, bytes_max: int) -> list[Entry]:
+        """The entries on disk from `first` on, as `Log.read` gives them."""
+        written: dict[int, Entry] = {}
+        last = 0
+        for batch in self.records[: self.synced]:
+            for record in batch:
+                if isinstance(record, EntryRecord) and record.group == group:
+                    index = record.entry.index
+                    for above in range(index, last + 1):
+                        written.pop(above, None)
+                    written[index], last = record.entry, index
+        found: list[Entry] = []
+        while first > self.removed.get(group, 0) and first in written and bytes_max > 0:
+            found.append(written[first])
+            bytes_max -= 32 + len(written[first].payload)
+            first += 1
+        return found
 
     def recover(self) -> dict[int, GroupState]:
         states: dict[int, GroupState] = {}
@@ -112,9 +137,20 @@ class Disk:
                     state.commit, state.floor = record.commit, record.floor
                 elif isinstance(record, DropRecord):
                     state.entries, state.snapshot, state.commit = [], None, 0
+                elif isinstance(record, SnapshotRecord):
+                    index = record.snapshot.index
+                    kept = any(
+                        (entry.index, entry.term) == (index, record.snapshot.term)
+                        for entry in state.entries
+                    )
+                    after = [entry for entry in state.entries if entry.index > index]
+                    state.entries = after if kept else []
+                    state.snapshot, state.commit = record.snapshot, max(state.commit, index)
                 else:
-                    del state.entries[record.entry.index - 1 :]
-                    state.entries.append(record.entry)
+                    entry = record.entry
+                    while state.entries and state.entries[-1].index >= entry.index:
+                        state.entries.pop()
+                    state.entries.append(entry)
         return states
 
 
@@ -181,6 +217,25 @@ class Port:
         return self.writes
 
     pending: list[int]
+    tasks: list[tuple[str, tuple[Any, ...]]]
+    """What the disk was asked for beside writes, and has not answered."""
+
+    def save(self, group: int, index: int, term: int, stream: Iterator[bytes]) -> None:
+        self.note(f"saves a snapshot of {index}/{term}")
+        self.tasks.append(("save", (group, index, term, stream)))
+
+    def digest(self, group: int, index: int, stream: Iterator[bytes]) -> None:
+        self.tasks.append(("digest", (group, index, stream)))
+
+    def fetch(self, group: int, first: int, bytes_max: int) -> None:
+        self.note(f"reads entries from {first} on")
+        self.tasks.append(("fetch", (group, first, bytes_max)))
+
+    def fetch_snapshot(self, group: int, snapshot: Snapshot, offset: int, size: int) -> None:
+        self.tasks.append(("fetch_snapshot", (group, snapshot, offset, size)))
+
+    def drop(self, group: int) -> None:
+        self.tasks.append(("drop", (group,)))
 
     def applied(self, plugin: str, group: int, token: Any, results: Sequence[Result]) -> None:
         assert token not in self.applied_results
@@ -229,9 +284,15 @@ def describe_entry(entry: Entry) -> str:
     return f"{entry.index}/{entry.term} {KINDS[entry.kind]}"
 
 
+def digest_of(data: bytes) -> bytes:
+    return blake2b(data, digest_size=16).digest()
+
+
 def describe_record(record: Record) -> str:
     if isinstance(record, EntryRecord):
         return describe_entry(record.entry)
+    if isinstance(record, SnapshotRecord):
+        return f"snapshot {record.snapshot.index}/{record.snapshot.term}"
     if isinstance(record, DropRecord):
         return f"no copy of group {record.group}"
     assert isinstance(record, StateRecord)
@@ -245,6 +306,12 @@ def describe(message: Message) -> str:
         value = getattr(message, name)
         if name == "entries":
             words += [f"[{describe_entry(entry)}]" for entry in value]
+        elif name == "snapshot":
+            words.append(f"{value.index}/{value.term} of {value.size} bytes")
+        elif name == "data":
+            words.append(f"data={len(value)}" if value else "question")
+        elif name == "digest":
+            continue  # it is what the state is; the tests of states look at it
         elif name == "member":
             words.append(f"{value.node}#{value.incarnation}")
         elif name in ("cluster", "founding"):
@@ -275,7 +342,6 @@ class World:
         self.disks: dict[str, Disk] = {}
         self.nodes: dict[str, Raft] = {}
         self.ports: dict[str, Port] = {}
-        self.notes: dict[tuple[str, int], Notes] = {}
         self.incarnations: dict[str, int] = {}
         self.plugins: dict[str, tuple[tuple[str, int], ...]] = {}
         self.trace: list[str] = []
@@ -313,18 +379,21 @@ class World:
         codec = CommandCodec({"note": (Note, Noted)})
 
         def machines(group: int) -> dict[str, StateMachine]:
-            notes = self.notes[name, group] = Notes()
-            return {"note": notes}
+            return {"note": Notes()}
 
-        replicas, recovered = Replicas(machines, codec), disk.recover()
+        replicas = Replicas(machines, codec, self.settings.digest_operations)
+        recovered = disk.recover()
         for group in sorted({0, *(group for group, state in recovered.items() if state.held)}):
-            replicas[group] = replicas.make(group)
+            replica = replicas[group] = replicas.make(group)
+            snapshot = recovered[group].snapshot if group in recovered else None
+            if snapshot is not None:
+                restore(replica, [disk.snapshots[group, snapshot]])
         raft = Raft(
             identity, self.settings, replicas, recovered, self.configured,
             self.plugins.get(name, PLUGINS),
         )  # fmt: skip
         port = self.ports[name] = Port(self, name)
-        port.pending = []
+        port.pending, port.tasks = [], []
         port.writes = 0
         self.nodes[name] = raft
         raft.start(port)
@@ -383,6 +452,8 @@ class World:
             if self.autosync:
                 self.sync(name, flush=False)
             raft.check()
+            if self.autosync and self.work(name, flush=False):
+                continue
             if not (raft.more or raft.turn.records or self._unsettled(raft)):
                 break
         assert port.stopped is not None or not raft.more
@@ -404,6 +475,54 @@ class World:
             self.nodes[name].on_durable(number)
             if flush:
                 self.flush(name)
+
+    def work(self, name: str, *, flush: bool = True) -> int:
+        """The disk of a node does what it was asked for beside writes; how much that was."""
+        port = self.ports[name]
+        tasks, port.tasks = port.tasks, []
+        for task, arguments in tasks:
+            getattr(self, f"_{task}")(self.nodes[name], self.disks[name], *arguments)
+        if flush and tasks:
+            self.flush(name)
+        return len(tasks)
+
+    @staticmethod
+    def _save(
+        raft: Raft, disk: Disk, group: int, index: int, term: int, stream: Iterator[bytes]
+    ) -> None:
+        data = b"".join(stream)
+        snapshot = Snapshot(index, term, len(data), digest_of(data))
+        disk.snapshots[group, snapshot] = data
+        raft.on_saved(group, snapshot)
+
+    @staticmethod
+    def _digest(raft: Raft, disk: Disk, group: int, index: int, stream: Iterator[bytes]) -> None:
+        raft.on_digested(group, index, digest_of(b"".join(stream)))
+
+    @staticmethod
+    def _fetch(raft: Raft, disk: Disk, group: int, first: int, bytes_max: int) -> None:
+        raft.on_fetched(group, first, disk.read(group, first, bytes_max))
+
+    @staticmethod
+    def _fetch_snapshot(
+        raft: Raft, disk: Disk, group: int, snapshot: Snapshot, offset: int, size: int
+    ) -> None:
+        data = disk.snapshots.get((group, snapshot), b"")[offset : offset + size]
+        raft.on_snapshot_fetched(group, snapshot, offset, data)
+
+    @staticmethod
+    def _drop(raft: Raft, disk: Disk, group: int) -> None:
+        for key in [key for key in disk.snapshots if key[0] == group]:
+            del disk.snapshots[key]
+
+    def compact(self, name: str, group: int = 0) -> Snapshot:
+        """Have a node snapshot a group, and forget all its entries up to there."""
+        self.nodes[name].turn.snapshots.want(self.group(name, group))
+        self.flush(name)
+        snapshot = self.group(name, group).snapshot
+        assert snapshot is not None
+        self.disks[name].removed[group] = snapshot.index
+        return snapshot
 
     def misdeliver_nothing(self) -> None:
         """Drop what is sent to another incarnation than the one there, as the engine does."""
@@ -541,7 +660,9 @@ class World:
         self.flush(name)
 
     def texts(self, name: str, group: int = 0) -> list[str]:
-        return self.notes[name, group].texts
+        notes: Any = self.group(name, group).replica.machines["note"]
+        texts: list[str] = notes.texts
+        return texts
 
     def turn_off_promotion(self) -> None:
         """Learners stay learners, as nodes that no settings name do."""

@@ -16,7 +16,7 @@ from ...bus.codec import Ask, PeerFrame
 from ...bus.frame import Kind, Malformed
 from ...protocols.errors import Code
 from ...protocols.plugin import CONTROL, Request
-from ...protocols.records import Identity, Record, StateRecord
+from ...protocols.records import Entry, GroupId, Identity, Record, StateRecord
 from ..assembly import assemble
 from ..engine import Effects, Engine
 from ..keeping import Keeping
@@ -44,6 +44,17 @@ class Frame(NamedTuple):
     plugin: str
     cluster: int
     envelope: Any
+
+
+class ForgetfulLog(Log):
+    """Gives no entry that the snapshot replaced, as if its segments had been removed at once:
+    peers that lag must be sent the snapshot."""
+
+    def read(self, group: GroupId, first: int, bytes_max: int) -> list[Entry]:
+        snapshot = self.snapshot(group)
+        if snapshot is not None and first <= snapshot.index:
+            return []
+        return super().read(group, first, bytes_max)
 
 
 class SimulatedNode:
@@ -101,7 +112,7 @@ class SimulatedNode:
         self.life += 1
         self._clear()
         self.paused_until_s = 0.0
-        self.log = Log(
+        self.log = (ForgetfulLog if world.drawn.forgetful else Log)(
             self.disk,
             node=self.name,
             incarnation=self.disk.incarnation,
