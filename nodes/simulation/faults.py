@@ -172,6 +172,7 @@ class Faults:
         if not node.up or not self.world.membership.whole():
             return
         self._count("replace_disk", node.name)
+        self.world.membership.unhealed = True
         node.crash()
         node.wipe()
         self._restart(node, self._down_s())

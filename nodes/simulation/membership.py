@@ -35,6 +35,7 @@ class Membership:
         self.wanted = dict.fromkeys(names)
         self._first = tuple(names)
         self._added = len(names)
+        self.unhealed = False
         self._gone: dict[str, SimulatedNode] = {}
         source = random.Random(f"{world.seed}/operator")
         self.operator = Operator(world, "operator", source)
@@ -99,7 +100,7 @@ class Membership:
 
     def remove(self) -> str:
         """A node goes, for good. One of the first stays: clients may know no other."""
-        if self.operator.busy or len(self.wanted) < 2:
+        if self.operator.busy or len(self.wanted) < 2 or self._lost_a_disk():
             return ""
         name = self.random.choice(list(self.wanted))
         if not any(other in self._first for other in self.wanted if other != name):
@@ -107,6 +108,12 @@ class Membership:
         del self.wanted[name]
         self.operator.remove(name, lambda: self.wanted.setdefault(name))
         return name
+
+    def _lost_a_disk(self) -> bool:
+        """A disk was lost, and not everything is whole again: who takes away another node now may
+        take the last copy."""
+        self.unhealed = self.unhealed and not self.whole()
+        return self.unhealed
 
     def transfer(self) -> str:
         """A leadership is to go to a node, whoever that is."""

@@ -67,6 +67,7 @@ class Groups(Protocol):
     """What the placement asks of the plugin that owns the log (`raft.holding.Holding`)."""
 
     def held(self) -> list[GroupId]: ...
+    def current(self) -> bool: ...
     def unknown(self, group: GroupId) -> bool: ...
     def begin(self, group: GroupId) -> None: ...
     def found(self, group: GroupId, configuration: Configuration, at_once: bool) -> None: ...
@@ -222,7 +223,10 @@ class PlacementPlugin(Replicated):
     # --- looking at the record ------------------------------------------------------------------
 
     def _look(self, groups: Groups) -> bool:
-        """Take what steps there are to take here; is something under way?"""
+        """Take what steps there are to take here; is something under way? An old record would
+        lead back to where the groups have been."""
+        if not groups.current():
+            return True
         table = self._table()
         busy = False
         if table.found is not None:
@@ -278,12 +282,25 @@ class PlacementPlugin(Replicated):
             return True  # our copy of group 0 is behind
         if isinstance(step, Reconfigure):
             # A refusal is not an error: the next look tries again.
-            groups.reconfigure(group, step.members)
+            if self._keeps_majority(groups, group, members, step.members):
+                groups.reconfigure(group, step.members)
         elif isinstance(step, Leave):
             self._leave(groups, group, members, step.heirs)
         elif isinstance(step, Settled):
             return self._report(table, group, index, members)
         return True
+
+    def _keeps_majority(
+        self, groups: Groups, group: GroupId, old: Sequence[Member], new: Sequence[Member]
+    ) -> bool:
+        """A voter goes only if a majority of those who stay are well: else the group would lose
+        more than the node."""
+        voters = [member.node for member in new if member.voter]
+        if len(voters) >= sum(member.voter for member in old) or len(new) == len(old):
+            return True
+        us = self.port.node
+        well = sum(node == us or groups.fit(group, node) for node in voters)
+        return 2 * well > len(voters)
 
     def _leave(
         self, groups: Groups, group: GroupId, members: Sequence[Member], heirs: Sequence[NodeId]
@@ -293,7 +310,9 @@ class PlacementPlugin(Replicated):
         if heir is not None and tried < HEIRS_TRIED and groups.hand_over(group, heir):
             self._heirs_tried[group] = tried + 1
         elif tried >= HEIRS_TRIED or not heirs:
-            groups.reconfigure(group, without(members, self.port.node))
+            rest = without(members, self.port.node)
+            if self._keeps_majority(groups, group, members, rest):
+                groups.reconfigure(group, rest)
 
     # --- as the leader of group 0 ---------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..plugin import Failure
+from ..plugin import CONTROL, Failure
 from ..records import (
     CONFIGURATION,
     Configuration,
@@ -41,6 +41,13 @@ class Holding:
 
     def held(self) -> list[GroupId]:
         return list(self._raft.groups)
+
+    def current(self) -> bool:
+        """Is group 0 applied here as far as its leader, who is known, has committed it?"""
+        control = self._raft.groups[CONTROL]
+        return control.leader is not None and control.replica.applied >= max(
+            control.commit, control.first_of_term if control.role is Role.LEADER else 0
+        )
 
     def unknown(self, group: GroupId) -> bool:
         """Nothing was ever kept of this group here."""
