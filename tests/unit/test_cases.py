@@ -15,6 +15,7 @@ import pytest
 from raft_world import World
 
 from coterie.protocols.raft import messages
+from coterie.protocols.raft.settings import Settings
 
 CASES = sorted((Path(__file__).resolve().parents[1] / "cases").glob("*.txt"))
 
@@ -36,12 +37,17 @@ class Conversation:
         return [*self.world.trace, *(shown or [])]
 
     def do_cluster(self, nodes: str, **options: str) -> None:
-        """A cluster of so many nodes: `founded=no`, `groups=2`, `learners=n4`."""
+        """A cluster of so many nodes: `founded=no`, `groups=2`, `learners=n4`, `tail=0` bytes of
+        log in memory, `piece=64` bytes of a snapshot at once."""
+        settings = {"tail": "tail_bytes", "piece": "piece_bytes"}
         self.world = World(
             int(nodes),
             founded=options.get("founded") != "no",
             groups=int(options.get("groups", 1)),
             learners=options.get("learners", "").split(","),
+            settings=Settings(
+                **{field: int(options[name]) for name, field in settings.items() if name in options}
+            ),
         )
 
     def do_log(self, name: str, terms: str, **options: str) -> None:
@@ -96,6 +102,14 @@ class Conversation:
         self.world.advance(float(seconds))
         if options.get("quiet"):
             self.world.trace = []
+
+    def do_wait(self, seconds: str) -> None:
+        """Time passes while nobody looks at the clock."""
+        self.world.time += float(seconds)
+
+    def do_compact(self, name: str) -> None:
+        """A node takes a snapshot, and what it replaces is gone from its log."""
+        self.world.compact(name)
 
     def do_crash(self, name: str) -> None:
         self.world.crash(name)
