@@ -16,6 +16,7 @@ def on_election_timeout(group: Group) -> None:
     """Nothing was heard of a leader for a while."""
     if not group.voting:
         group.deadline = FOREVER
+        group.forget_leader()
         return
     group.become_pre_candidate()
     term, log = group.term + 1, group.log

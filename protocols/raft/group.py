@@ -163,12 +163,14 @@ class Group:
         self.time_term = self.term
 
     def rearm(self) -> None:
-        """Draw a new election timeout (paper §5.2: randomized) and start it."""
+        """Draw a new election timeout (paper §5.2: randomized) and start it. Who has no vote
+        only notices by it that its leader fell silent."""
         settings, port = self.settings, self.turn.port
         self.timeout_s = port.random.uniform(
             settings.election_timeout_min_s, settings.election_timeout_max_s
         )
-        self.deadline = port.now() + self.timeout_s if self.voting else FOREVER
+        timed = self.voting or self.leader is not None
+        self.deadline = port.now() + self.timeout_s if timed else FOREVER
 
     def sticky(self) -> bool:
         """There is a leader as far as we know: no votes for others (thesis §4.2.3)."""
@@ -270,15 +272,19 @@ class Group:
         for (plugin, token), failure in lost:
             self.turn.port.failed(plugin, self.group, token, failure)
 
+    def forget_leader(self) -> None:
+        """Nothing is heard of it any more."""
+        self.turn.unsettled = True
+        if self.leader is not None:
+            self.leader = None
+            self.turn.port.led(self.group, None, self.term)
+
     def become_pre_candidate(self) -> None:
         """Ask whether an election could be won before disturbing anybody (thesis §9.6)."""
         self.role = Role.PRE_CANDIDATE
         self.votes = {}
-        self.turn.unsettled = True
         self.rearm()
-        if self.leader is not None:
-            self.leader = None
-            self.turn.port.led(self.group, None, self.term)
+        self.forget_leader()
 
     def become_candidate(self) -> None:
         """A new term, with a vote for ourselves (paper §5.2)."""
@@ -288,9 +294,7 @@ class Group:
         self.role = Role.CANDIDATE
         self.votes = {}
         self.rearm()
-        if self.leader is not None:
-            self.leader = None
-            self.turn.port.led(self.group, None, self.term)
+        self.forget_leader()
 
     def become_leader(self) -> None:
         """Lead the term: open it with a no-op, which commits what came before (paper §8)."""

@@ -34,8 +34,7 @@ def hear(group: Group, leader: NodeId, term: int) -> bool:
         group.become_follower(term, leader)
     now = group.turn.port.now()
     group.heard_at = now
-    if group.voting:
-        group.deadline = now + group.timeout_s
+    group.deadline = now + group.timeout_s
     return True
 
 
