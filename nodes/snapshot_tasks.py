@@ -194,9 +194,8 @@ class SnapshotTasks:
         )
 
     def _finished(self, save: _Save, snapshot: Snapshot) -> None:
-        if self._saves.get(save.group) is save:
-            del self._saves[save.group]
-            self._receiver.on_saved(save.group, snapshot)
+        del self._saves[save.group]
+        self._receiver.on_saved(save.group, snapshot)
 
     def _write(self, save: _Save) -> None:
         block = save.block()

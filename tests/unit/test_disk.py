@@ -34,6 +34,34 @@ def test_files_are_made_written_read_and_removed(tmp_path: Path) -> None:
         disk.close()
 
 
+def test_files_grow_are_read_in_part_and_renamed(tmp_path: Path) -> None:
+    disk = FileDisk(tmp_path, reserve_bytes=0)
+    disk.create("new", 0)
+    disk.append("new", b"hello ")
+    disk.append("new", b"world")
+    disk.sync("new")
+    assert disk.read_at("new", 4, 4) == b"o wo"
+    assert disk.read_at("new", 9, 100) == b"ld"
+    assert disk.read_at("new", 11, 100) == b""
+    disk.create("old", 3)
+    disk.sync("old")
+    disk.rename("new", "old")
+    assert disk.names() == ["old"]
+    disk.append("old", b"!")
+    assert disk.read("old") == b"hello world!"
+    with pytest.raises(FileNotFoundError):
+        disk.read_at("new", 0, 1)
+    disk.close()
+
+
+def test_a_directory_that_another_stands_for_is_not_held(tmp_path: Path) -> None:
+    disks = [FileDisk(tmp_path, reserve_bytes=0, hold=False) for _ in range(2)]
+    disks[0].create("one", 1)
+    assert disks[1].names() == ["one"]
+    for disk in disks:
+        disk.close()
+
+
 def test_the_directory_is_private(tmp_path: Path) -> None:
     directory = tmp_path / "log"
     directory.mkdir(mode=0o755)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import errno
 import random
 
 import msgspec
@@ -11,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_disk import MemoryDisk
 
-from coterie.nodes import log_index
-from coterie.nodes.disk import Disk
+from coterie.nodes import log_index, log_writer
+from coterie.nodes.disk import Disk, DiskFailed
 from coterie.nodes.log import SEGMENTS_MAX, Log
+from coterie.nodes.log_writer import LogWriter
 from coterie.nodes.simulation.disk import SimulatedDisk
 from coterie.nodes.wal import CorruptLog
 from coterie.protocols.records import (
@@ -27,6 +30,7 @@ from coterie.protocols.records import (
     StateRecord,
 )
 
+DEADLINE_S = 30
 SEGMENT_BYTES = 2048
 GROUPS = 3
 
@@ -503,3 +507,96 @@ def test_the_index_is_bounded_even_when_a_log_is_truncated_for_ever(
         assert found == [] or found[0].term == 2 * min(first, 199)
         assert found or first < 190
     assert log.read(1, 199, 1)
+
+
+class Writing:
+    """A log's writer on a loop; whoever is asked to let go of a segment does so, if it `heeds`."""
+
+    def __init__(self, disk: Disk, *, heeds: bool) -> None:
+        self.log = make(disk)
+        self.log.open()
+        self.heeds = heeds
+        self.index = self.number = self.durable = 0
+        self.asked: list[list[int]] = []
+        self.errors: list[Exception] = []
+        self.changed = asyncio.Event()
+        self.writer = LogWriter(
+            self.log,
+            self._on_durable,
+            asyncio.get_running_loop().call_soon_threadsafe,
+            on_failed=self._on_failed,
+            on_long=self._on_long,
+        )
+
+    def _on_durable(self, number: int) -> None:
+        self.durable = number
+        self.changed.set()
+
+    def _on_failed(self, error: Exception) -> None:
+        self.errors.append(error)
+        self.changed.set()
+
+    def _on_long(self, groups: list[int]) -> None:
+        self.asked.append(groups)
+        if self.heeds:
+            self._submit(snapshot(self.index))
+
+    def _submit(self, record: Record) -> None:
+        self.number += 1
+        self.writer.submit(self.number, [record])
+
+    async def write(self) -> None:
+        """Write another entry and wait for it."""
+        self.index += 1
+        self._submit(entry(self.index, size=100))
+        number = self.number
+        async with asyncio.timeout(DEADLINE_S):
+            while self.durable < number and not self.errors:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def test_the_writer_asks_who_keeps_the_log_long_and_removes_what_nobody_needs() -> None:
+    async def run() -> None:
+        disk = MemoryDisk()
+        writing = Writing(disk, heeds=True)
+        async with asyncio.timeout(DEADLINE_S):
+            while "0005.wal" in disk.files or writing.index < 100:
+                await writing.write()
+        writing.writer.close()
+        assert writing.errors == []
+        assert writing.asked
+        assert all(groups == [1] for groups in writing.asked)
+        kept = indexes(make(disk))
+        assert kept[-1] == writing.index
+
+    asyncio.run(run())
+
+
+def test_nobody_is_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(pause_s: float) -> int:
+        monkeypatch.setattr(log_writer, "TOLD_S", pause_s)
+        writing = Writing(MemoryDisk(), heeds=False)
+        while writing.index < 100:
+            await writing.write()
+        writing.writer.close()
+        return len(writing.asked)
+
+    assert asyncio.run(run(1e9)) == 1
+    assert asyncio.run(run(0.0)) > 10
+
+
+def test_a_failed_removal_ends_the_log() -> None:
+    class Stubborn(MemoryDisk):
+        def remove(self, name: str) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    async def run() -> None:
+        writing = Writing(Stubborn(), heeds=True)
+        async with asyncio.timeout(DEADLINE_S):
+            while not writing.errors:
+                await writing.write()
+        writing.writer.close()
+        assert [type(error) for error in writing.errors] == [DiskFailed]
+
+    asyncio.run(run())

@@ -272,6 +272,7 @@ def test_a_slow_disk_stops_the_pulling_and_not_the_others() -> None:
     assert bench.told.digests
     assert bench.told.ready == 0
     while not bench.told.saved:
+        assert queue.jobs, "the disk is done, and nobody pulls"
         queue.run(1)
         if bench.told.ready:
             bench.told.ready = 0
