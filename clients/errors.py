@@ -116,6 +116,7 @@ CLASSES: dict[Code, type[CoterieError]] = {
     Code.PLUGINS_DIFFER: Unavailable,
     Code.DISK_FULL: Busy,
     Code.STATE_DIVERGED: Unavailable,
+    Code.REMOVED: Unavailable,
 }
 
 CLOSED = "the client is closed; make a new one"
