@@ -16,7 +16,16 @@ CONTENT = b"some state"
 
 
 def configuration(directory: Path) -> NodeConfiguration:
-    return NodeConfiguration("node1", directory, "", "", "", "", (), segment_bytes=64 * 1024)
+    return NodeConfiguration(
+        name="node1",
+        data_dir=directory,
+        client_bind="tcp://127.0.0.1:1",
+        peer_bind="tcp://127.0.0.1:2",
+        publish_bind="tcp://127.0.0.1:3",
+        advertised_endpoint="tcp://127.0.0.1:1",
+        peers=(),
+        segment_bytes=64 * 1024,
+    )
 
 
 def close(storage: Storage) -> None:
