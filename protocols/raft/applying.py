@@ -11,6 +11,7 @@ from ..plugin import Command, Failure
 from ..records import COMMANDS, Entry
 from . import compaction, replication
 from .group import Group, Role, Token
+from .log import size
 
 BUSY = Failure(Code.BUSY, "the log has too much that is not committed yet; retry later")
 
@@ -25,11 +26,13 @@ def settle(group: Group, left: int) -> int:
     replica = group.replica
     if replica.applied < group.commit:
         while left > 0 and replica.applied < group.commit:
-            left -= _apply(group, group.log.get(replica.applied + 1))
+            entry = group.log.get(replica.applied + 1)
+            left -= _apply(group, entry)
+            group.grown_bytes += size(entry)
+            if compaction.is_due(group):
+                group.turn.snapshots.take(group)
         if group.log.bytes > group.settings.tail_bytes:
             compaction.trim(group)
-        if compaction.is_due(group):
-            group.turn.snapshots.want(group)
     if group.reads.waiting:
         release_reads(group)
     return left

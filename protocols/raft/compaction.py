@@ -38,24 +38,18 @@ def stream(group: Group) -> Iterator[bytes]:
 
 
 def is_due(group: Group) -> bool:
-    """Has the log grown by so much that a snapshot pays?"""
-    settings, last = group.settings, group.snapshot
-    grown = grown_bytes(group)
+    """Has so much been applied that a snapshot pays? Counted alike everywhere, so that mostly all
+    nodes take theirs at the same entry: then any leader can go on sending it."""
+    grown, settings, last = group.grown_bytes, group.settings, group.snapshot
     if last is not None and grown <= last.size:
         return False
     operations = group.replica.number - group.saved_number
     return grown > settings.snapshot_bytes or operations > settings.snapshot_operations
 
 
-def grown_bytes(group: Group) -> int:
-    """Bytes of entries since the last snapshot was begun, as the log counts them."""
-    return group.log.bytes + group.log.forgotten_bytes - group.saved_bytes
-
-
 def mark(group: Group) -> None:
-    """A snapshot is begun: count from here."""
-    group.saved_bytes = group.log.bytes + group.log.forgotten_bytes
-    group.saved_number = group.replica.number
+    """A snapshot is due: count from here."""
+    group.grown_bytes, group.saved_number = 0, group.replica.number
 
 
 def record(group: Group, snapshot: Snapshot) -> None:

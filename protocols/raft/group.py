@@ -108,8 +108,8 @@ class Group:
         self.transferee: NodeId | None = None
         self.transfer_deadline = 0.0
         self.checked = 0
-        # Snapshots: what the log had grown to at the last one, and the write that recorded it.
-        self.saved_bytes, self.saved_number = 0, replica.number
+        # Snapshots: what was applied since the last one, and the write that recorded it.
+        self.grown_bytes, self.saved_number = 0, replica.number
         self.recorded_write = 0
         if replica.header is not None:
             self.remember_configuration(replica.header)

@@ -25,17 +25,14 @@ def size(entry: Entry) -> int:
 
 
 class Log:
-    """`last_index` and `last_term` are those of the last entry; `bytes` is the size of all kept,
-    `forgotten_bytes` of those trimmed since the program started."""
+    """`last_index` and `last_term` are those of the last entry; `bytes` is the size of all kept."""
 
     def __init__(self, entries: Sequence[Entry] = (), base: int = 0, base_term: int = 0) -> None:
-        self.bytes = self.forgotten_bytes = 0
         self.reset(base, base_term)
         self.extend(entries)
 
     def reset(self, base: int, base_term: int) -> None:
         """Forget everything: the next entry follows `base`."""
-        self.forgotten_bytes += self.bytes
         self.entries: list[Entry] = []
         self.bytes = 0
         self.base = self.last_index = base
@@ -47,9 +44,7 @@ class Log:
         if count > 0:
             self.base_term = self.entries[count - 1].term
             self.base = index
-            trimmed = sum(map(size, self.entries[:count]))
-            self.bytes -= trimmed
-            self.forgotten_bytes += trimmed
+            self.bytes -= sum(map(size, self.entries[:count]))
             del self.entries[:count]
 
     def surplus(self, tail_bytes: int, limit: int) -> int:

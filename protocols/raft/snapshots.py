@@ -74,6 +74,14 @@ class Snapshots:
         """Save the group's state as soon as it is its turn."""
         self.wanted[group.group] = None
 
+    def take(self, group: Group) -> None:
+        """The group's snapshot is due at the entry just applied: begin at once if that can be."""
+        compaction.mark(group)
+        if self.saving is None and group.recorded_write <= self.turn.durable:
+            self._save(group)
+        else:
+            self.want(group)
+
     def compact(self, numbers: Sequence[GroupId]) -> None:
         """These groups need the oldest segment of the log: free them of it."""
         for number in numbers:
@@ -82,7 +90,7 @@ class Snapshots:
                 continue
             last = group.snapshot
             behind = group.replica.applied > (last.index if last is not None else 0)
-            cheap = last is not None and compaction.grown_bytes(group) <= last.size
+            cheap = last is not None and group.log.bytes <= last.size
             if not ((cheap or not behind) and compaction.copy_forward(group)):
                 self.want(group)
 
@@ -127,7 +135,6 @@ class Snapshots:
         if not applied:
             return  # it was wanted for a snapshot that came and was given up
         self.saving = number
-        compaction.mark(group)
         term = group.log.term_at(applied)
         assert term is not None, (number, applied)
         self.turn.port.save(number, applied, term, compaction.stream(group))
