@@ -363,6 +363,17 @@ def test_removal_goes_on_after_a_crash_in_it() -> None:
         make(disk).open()
 
 
+@pytest.mark.parametrize("record", [snapshot(1), DropRecord(1)])
+def test_relaxed_syncs_what_files_are_removed_by(record: Record) -> None:
+    disk = MemoryDisk()
+    log = Log(disk, node="node1", incarnation=7, segment_bytes=SEGMENT_BYTES, mode="relaxed")
+    log.open()
+    write(log, entry(1))
+    assert disk.unsynced()
+    write(log, record)
+    assert not disk.unsynced()
+
+
 def test_lost_segments_are_noticed() -> None:
     """Whichever it is, also the first, which may be gone for a good reason at other times."""
     disk = MemoryDisk()
