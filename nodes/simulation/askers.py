@@ -26,6 +26,9 @@ RETRY_S = 0.3
 NOT_AFTER_US = 300_000_000
 """A world's log time never gets there, and it is near enough to be let through."""
 
+ADD_US = 2_000_000
+"""Within this log time a node is added, or it is asked anew."""
+
 AGAIN = (Code.NOT_LEADER, Code.LEADER_LOST, Code.BUSY, Code.UNKNOWN_GROUP)
 
 
@@ -40,17 +43,24 @@ class Asker:
         self._sequence = 0
         self._asked: tuple[str, int, Message, Callable[[Result], None]] | None = None
         self._hint = ""
+        self._not_after_us = 0
 
     @property
     def busy(self) -> bool:
         return self._asked is not None
 
     def ask(
-        self, plugin: str, group: int, operation: Message, done: Callable[[Result], None]
+        self,
+        plugin: str,
+        group: int,
+        operation: Message,
+        done: Callable[[Result], None],
+        not_after_us: int = 0,
     ) -> None:
         """`done` is called once, with an answer after which asking again changes nothing."""
         assert self._asked is None
         self._sequence += 1
+        self._not_after_us = not_after_us
         self._asked = (plugin, group, operation, done)
         self._send(self._sequence)
 
@@ -60,10 +70,10 @@ class Asker:
         plugin, group, operation, _ = self._asked
         names = list(self.world.nodes)
         to, self._hint = self._hint if self._hint in names else self.random.choice(names), ""
-        not_after = NOT_AFTER_US if group != CONTROL else 0
         for frame in self.world.codec.encode_ask(
-            plugin, 0, self.client, 0, group, sequence, not_after, [sequence], [operation]
-        ):
+            plugin, 0, self.client, 0, group, sequence, self._not_after_us, [sequence],
+            [operation],
+        ):  # fmt: skip
             self.world.network.send(self.world.now, self.name, to, frame)
         self.world.at(self.world.now + RETRY_S, self._send, sequence)
 
@@ -86,18 +96,22 @@ class Operator(Asker):
     def add(self, node: str) -> None:
         def done(result: Result) -> None:
             if isinstance(result, Failure):
-                raise Violation(f"{node} may not join: {result.text}")
+                if result.code is not Code.STALE_REQUEST:
+                    raise Violation(f"{node} may not join: {result.text}")
+                self.add(node)
 
-        self.ask("placement", CONTROL, AddMember(node, node, node, node), done)
+        times = [n.engine.log.log_time_us(CONTROL) for n in self.world.nodes.values() if n.engine]
+        not_after_us = max(times, default=0) + ADD_US
+        self.ask("placement", CONTROL, AddMember(node, node, node, node), done, not_after_us)
 
-    def remove(self, node: str, refused: Callable[[], None]) -> None:
+    def remove(self, node: str, added: int, refused: Callable[[], None]) -> None:
         """The last node that groups are placed on cannot be removed: then it is `refused`."""
 
         def done(result: Result) -> None:
             if isinstance(result, Failure):
                 refused()
 
-        self.ask("placement", CONTROL, RemoveMember(node), done)
+        self.ask("placement", CONTROL, RemoveMember(node, added), done)
 
     def hand_over(self, group: int, node: str) -> None:
         """It may be refused: nothing depends on it."""
@@ -124,13 +138,16 @@ class Tallier(Asker):
         judge = self.judges[group]
         floor = judge.high
         if self.random.random() < 0.4:
-            self.ask("tally", group, GetHere(), lambda result: self._got(judge, result, floor))
+            self.ask(
+                "tally", group, GetHere(), lambda result: self._got(judge, result, floor),
+                NOT_AFTER_US,
+            )  # fmt: skip
         else:
             amount = self.random.randint(1, 3)
             judge.indeterminate += amount
             self.ask(
                 "tally", group, AddHere(amount),
-                lambda result: self._added(judge, amount, result, floor),
+                lambda result: self._added(judge, amount, result, floor), NOT_AFTER_US,
             )  # fmt: skip
 
     def _got(self, judge: Judge, result: Result, floor: int) -> None:

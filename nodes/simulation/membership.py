@@ -106,7 +106,9 @@ class Membership:
         if not any(other in self._first for other in self.wanted if other != name):
             return ""
         del self.wanted[name]
-        self.operator.remove(name, lambda: self.wanted.setdefault(name))
+        row = self._tables()[0].nodes.get(name) if self._tables() else None
+        added = row.added if row is not None else -1
+        self.operator.remove(name, added, lambda: self.wanted.setdefault(name))
         return name
 
     def _lost_a_disk(self) -> bool:
@@ -177,6 +179,11 @@ class Membership:
             return "a node is down"
         first = next(iter(up.values()))
         table, control = _table(first), _raft(first).groups[CONTROL]
+        for name in table.nodes:
+            if name not in self.wanted and table.nodes[name].state == "joining":
+                # A late copy added it once more, after it had gone.
+                self.operator.remove(name, table.nodes[name].added, lambda: None)
+                return f"{name} is to go again"
         if table.found is None or sorted(table.nodes) != sorted(self.wanted):
             return f"members are {sorted(table.nodes)}, not {sorted(self.wanted)}"
         if sorted(control.members) != sorted(self.wanted):

@@ -39,13 +39,14 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Node(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A node of the cluster."""
+    """A node of the cluster; `added` is the operation number by which it came (0: founding)."""
 
     node: NodeId
     state: MemberState
     client_endpoint: str
     peer_endpoint: str
     publish_endpoint: str
+    added: int = 0
 
 
 class Placed(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -81,7 +82,7 @@ class PlacementTable:
     def apply(self, moment: Moment, operation: Any) -> Result:
         self.changes += 1
         if isinstance(operation, AddMember):
-            return self._add(operation)
+            return self._add(operation, moment.number)
         if isinstance(operation, RemoveMember):
             return self._remove(operation)
         if isinstance(operation, Found):
@@ -127,7 +128,7 @@ class PlacementTable:
 
     # --- operations -----------------------------------------------------------------------------
 
-    def _add(self, operation: AddMember) -> Result:
+    def _add(self, operation: AddMember, number: int) -> Result:
         if self.found is None:
             return Failure(Code.BUSY, "the cluster is still being founded; retry in a second")
         endpoints = (
@@ -146,7 +147,7 @@ class PlacementTable:
                 return Failure(Code.SETTINGS_DIFFER, text, (other.node,))
         if len(self.nodes) >= NODES_MAX:
             return Failure(Code.MALFORMED, f"a cluster has at most {NODES_MAX} nodes")
-        row = Node(operation.node, "joining", *endpoints)
+        row = Node(operation.node, "joining", *endpoints, number)
         self.nodes = dict(sorted({**self.nodes, row.node: row}.items()))
         return _CHANGED
 
@@ -168,6 +169,8 @@ class PlacementTable:
         present = self.nodes.get(operation.node)
         if present is None or present.state == "leaving":
             return _CHANGED
+        if operation.added not in (-1, present.added):
+            return _CHANGED  # a late copy: the node it means is gone
         if self.staying() in ([], [operation.node]):
             text = f"{operation.node} is the last node of the cluster; stop it instead"
             return Failure(Code.MALFORMED, text)

@@ -22,7 +22,8 @@ moving away; it is forgotten when the last one has, and with it its place in gro
 class AddMember(Operation, frozen=True, tag=0):
     """Let a node join. Asked of group 0 without a session; idempotent. MALFORMED: a bad name or
     endpoint, or one node too many. SETTINGS_DIFFER: the name is in use with other endpoints, or
-    that node is leaving. BUSY: the cluster is still being founded."""
+    that node is leaving. BUSY: the cluster is still being founded. Sent with `not_after_us`, so
+    that a late copy does not add a node again that was removed meanwhile."""
 
     node: str
     client_endpoint: str
@@ -32,9 +33,12 @@ class AddMember(Operation, frozen=True, tag=0):
 
 class RemoveMember(Operation, frozen=True, tag=1):
     """Let a node leave for good: its groups move first. Asked of group 0 without a session;
-    idempotent: of a node that is not there, or leaving already, too. MALFORMED: the last one."""
+    idempotent: of a node that is not there, or leaving already, too. MALFORMED: the last one.
+    `added`, as `MemberRow` tells it, keeps a late copy from removing another node of that name;
+    -1: whichever it is."""
 
     node: str
+    added: int = -1
 
 
 class Changed(Result, frozen=True, tag=2):
@@ -60,7 +64,8 @@ class ListMembers(Query, frozen=True, tag=5):
 
 class MemberRow(Message, frozen=True):
     """`incarnation` is 0 until the node was heard of; `voter` is its vote in group 0. `groups` it
-    should hold and `holds`, as last reported, without group 0, which every node holds."""
+    should hold and `holds`, as last reported, without group 0, which every node holds. `added` is
+    the operation number of its `AddMember`, 0 for a founding member."""
 
     node: str
     incarnation: int
@@ -71,6 +76,7 @@ class MemberRow(Message, frozen=True):
     publish_endpoint: str
     groups: tuple[int, ...]
     holds: tuple[int, ...]
+    added: int = 0
 
 
 class MemberList(Result, frozen=True, tag=6):

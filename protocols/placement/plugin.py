@@ -173,6 +173,7 @@ class PlacementPlugin(Replicated):
                     where.publish_endpoint,
                     tuple(placed.group for placed in groups if node in placed.nodes),
                     tuple(p.group for p in groups if any(m[0] == node for m in p.members)),
+                    row.added if row else 0,
                 )
             )
         return MemberList(tuple(rows))
