@@ -24,6 +24,7 @@ from .failover import failover
 from .figures import Figures, Recorder, middle, table
 from .load import Load, LoadProcess
 from .recovery import recovery
+from .snapshot import snapshot
 
 NODES = 3
 
@@ -35,6 +36,7 @@ def bench() -> None:
 
 bench.add_command(failover)
 bench.add_command(recovery)
+bench.add_command(snapshot)
 
 
 @bench.command()

@@ -1,0 +1,297 @@
+"""`coterie bench snapshot`: what a large snapshot costs everybody else.
+
+The law: the state is what clients hold; the snapshot comes when the log is long enough, as it would
+anywhere. Others take and release locks at a steady pace meanwhile, in a process of their own; a
+follower that lost everything is then filled under the same load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+import click
+import msgspec
+
+from ..clients.aio import AsyncClient
+from ..clients.errors import Unavailable
+from ..clients.lock import AsyncLock
+from ..nodes.ask import NodeAsker
+from ..nodes.local import LocalCluster
+from ..protocols.plugin import CONTROL
+from .clusters import NoQuorum, caught_up, described, sizes
+from .probe import Pace, Probe, Seen
+
+NODES = 3
+SESSIONS = 4
+TASKS_EACH = 256
+NAME_BYTES = 240
+MEBIBYTE = 1024 * 1024
+SESSION_TTL_S = 60.0
+TIMEOUT_S = 60.0
+WAIT_S = 300.0
+CHURN_RATE, CHURN_TASKS = 5_000.0, 8
+"""Operations per second, and tasks of each session, that make the log long enough for the next
+snapshot."""
+
+LOOK_S = 0.01
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """What the others saw in some time: operations, p99 and the longest one in milliseconds."""
+
+    seconds: float
+    operations: int
+    p99_ms: float
+    max_ms: float
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """`turn_ms_max`: the longest turn of each node since it was started, `turn_ms_before` before
+    the snapshot. `leader_changes` from the beginning of the snapshot to the end."""
+
+    durability: str
+    locks: int
+    snapshot_bytes: int
+    before: Phase
+    snapshot: Phase
+    filling: Phase
+    filled_s: float
+    turn_ms_before: list[float]
+    turn_ms_max: list[float]
+    leader_changes: int
+    memory_bytes: list[int]
+
+
+class Holders:
+    """Sessions that hold more and more locks with long names."""
+
+    def __init__(self, clients: list[AsyncClient]) -> None:
+        self._clients = clients
+        self._locks: list[AsyncLock] = []
+
+    def __len__(self) -> int:
+        return len(self._locks)
+
+    async def take(self, count: int) -> None:
+        """Take locks until so many are held."""
+
+        async def one(client: AsyncClient) -> None:
+            while len(self._locks) < count:
+                lock = client.lock(long_name("state", len(self._locks)))
+                self._locks.append(lock)
+                await lock.acquire()
+
+        await asyncio.gather(*(one(client) for client in self._clients for _ in range(TASKS_EACH)))
+
+    async def churn(self, until: Callable[[], bool]) -> None:
+        """Write to the log at a steady pace, with names as long, and hold nothing more."""
+        done, began = 0, time.monotonic()
+
+        async def one(client: AsyncClient, task: int) -> None:
+            nonlocal done
+            lock = client.lock(long_name("churn", task))
+            while not until():
+                if done > (time.monotonic() - began) * CHURN_RATE:
+                    await asyncio.sleep(0.005)
+                    continue
+                done += 2
+                await lock.acquire()
+                await lock.release()
+
+        clients = self._clients * CHURN_TASKS
+        await asyncio.gather(*(one(client, task) for task, client in enumerate(clients)))
+
+
+def long_name(kind: str, number: int) -> str:
+    return f"{kind}/{number:012}/".ljust(NAME_BYTES, "x")
+
+
+class Snapshots:
+    """When the nodes were writing a large snapshot of group 0, seen from their files."""
+
+    def __init__(self, cluster: LocalCluster, least_bytes: int) -> None:
+        self._directories = [cluster.data_dir / f"node{n + 1}" / "snapshots" for n in range(NODES)]
+        self._least = least_bytes
+        self._ended = threading.Event()
+        self.since = [0.0] * NODES
+        """When each node last began one."""
+        self.times: list[tuple[float, float]] = []
+        """From when to when."""
+        self.finished = [False] * NODES
+        self.bytes = 0
+
+    def watch(self) -> None:
+        """Look until `end`."""
+        while not self._ended.wait(LOOK_S):
+            for node in range(NODES):
+                self._look(node, time.monotonic())
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _look(self, node: int, now: float) -> None:
+        writing = bool(sizes(self._directories[node], ".unfinished"))
+        if writing and not self.since[node]:
+            self.since[node] = now
+        elif not writing and self.since[node]:
+            largest = max(sizes(self._directories[node], ".snapshot"), default=0)
+            if largest >= self._least:
+                self.times.append((self.since[node], now))
+                self.finished[node] = True
+                self.bytes = max(self.bytes, largest)
+            self.since[node] = 0.0
+
+
+@contextmanager
+def watching(snapshots: Snapshots) -> Iterator[None]:
+    thread = threading.Thread(target=snapshots.watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        snapshots.end()
+        thread.join()
+
+
+def turns(cluster: LocalCluster) -> tuple[list[float], int, list[int]]:
+    """The longest turn of each node in ms, the term of group 0, the memory of each node."""
+    with NodeAsker() as asker:
+        said = described(asker, cluster.endpoints)
+    present = [said[endpoint] for endpoint in cluster.endpoints if endpoint in said]
+    term = max(node["raft"]["groups"][str(CONTROL)]["term"] for node in present)
+    longest = [node["process"]["turn_ms_max"] for node in present]
+    return longest, term, [node["process"]["memory_bytes"] for node in present]
+
+
+async def measure(
+    cluster: LocalCluster,
+    state_bytes: int,
+    tasks: int,
+    rate: float,
+    durability: str,
+    tell: Callable[[str], None],
+) -> Cost:
+    """Fill, wait for the snapshot under load, then fill a follower that was wiped."""
+    goal = state_bytes // (NAME_BYTES + 20)
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(
+                cluster.async_client(name="h", session_ttl=SESSION_TTL_S, timeout=TIMEOUT_S)
+            )
+            for _ in range(SESSIONS)
+        ]
+        holders = Holders(clients)
+        tell(f"{goal:,} locks of {NAME_BYTES} bytes")
+        await holders.take(goal)
+        for node in range(NODES):
+            await asyncio.to_thread(caught_up, cluster.endpoints, node)
+        probe = stack.enter_context(Probe(Pace(list(cluster.endpoints), tasks, rate)))
+        snapshots = Snapshots(cluster, state_bytes)
+        stack.enter_context(watching(snapshots))
+        tell("until the next snapshot")
+        began = time.monotonic()
+        before_ms, term, _ = await asyncio.to_thread(turns, cluster)
+        deadline = began + WAIT_S
+        await holders.churn(lambda: all(snapshots.finished) or time.monotonic() > deadline)
+        if not all(snapshots.finished):
+            raise Unavailable(f"no snapshot of {state_bytes:,} bytes within {WAIT_S:g} s")
+        tell("a follower that was wiped")
+        wiped_at, filled_at = await asyncio.to_thread(wipe, cluster)
+        after_ms, last_term, memory = await asyncio.to_thread(turns, cluster)
+        seen = await asyncio.to_thread(probe.stop)
+    first = min(start for start, _ in snapshots.times)
+    last = max(end for _, end in snapshots.times)
+    return Cost(
+        durability, len(holders), snapshots.bytes, phase(seen, began, first),
+        phase(seen, first, last), phase(seen, wiped_at, filled_at), round(filled_at - wiped_at, 2),
+        before_ms, after_ms, last_term - term, memory,
+    )  # fmt: skip
+
+
+def wipe(cluster: LocalCluster) -> tuple[float, float]:
+    """Kill a follower, remove its data, start it: when it started and when it had caught up."""
+    follower = (cluster.leader() + 1) % NODES
+    cluster.kill(follower)
+    shutil.rmtree(cluster.data_dir / f"node{follower + 1}")
+    began = time.monotonic()
+    cluster.restart(follower)
+    caught_up(cluster.endpoints, follower)
+    return began, time.monotonic()
+
+
+def phase(seen: Seen, start: float, end: float) -> Phase:
+    operations, p99_ms, max_ms = seen.between(start, end)
+    return Phase(round(end - start, 2), operations, p99_ms, max_ms)
+
+
+@click.command()
+@click.option(
+    "--state-mib", default=100, show_default=True, type=click.IntRange(1), help="Size of the state."
+)
+@click.option(
+    "--tasks",
+    default=16,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Tasks of the others, each with a lock of its own.",
+)
+@click.option(
+    "--rate",
+    default=1_000.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Operations per second of the others, all together.",
+)
+@click.option(
+    "--durability",
+    default="fsync",
+    show_default=True,
+    type=click.Choice(["fsync", "relaxed"]),
+    help="How the nodes write their log.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def snapshot(state_mib: int, tasks: int, rate: float, durability: str, as_json: bool) -> None:
+    """Make a large state; show what its snapshot and a follower's filling cost the others."""
+
+    def tell(text: str) -> None:
+        if not as_json and sys.stderr.isatty():
+            click.echo(f"… {text}", err=True)
+
+    try:
+        with LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability}) as cluster:
+            found = asyncio.run(
+                measure(cluster, state_mib * MEBIBYTE, tasks, rate, durability, tell)
+            )
+    except Unavailable as error:
+        raise NoQuorum(str(error)) from error
+    click.echo(json.dumps(msgspec.to_builtins(found)) if as_json else in_words(found))
+
+
+def in_words(found: Cost) -> str:
+    def said(name: str, phase: Phase) -> str:
+        return (
+            f"  {name:<26}{phase.seconds:>8.2f} s {phase.operations:>9,} operations   "
+            f"p99 {phase.p99_ms:>8.2f} ms   max {phase.max_ms:>8.2f} ms"
+        )
+
+    longest, before = max(found.turn_ms_max), max(found.turn_ms_before)
+    memory = " ".join(f"{size / MEBIBYTE:.0f}" for size in found.memory_bytes)
+    return "\n".join(
+        [
+            f"a snapshot of {found.snapshot_bytes / MEBIBYTE:.1f} MiB, {found.locks:,} locks held, "
+            f"{found.durability}; the others:",
+            said("before", found.before),
+            said("while it was written", found.snapshot),
+            said("while a node was filled", found.filling),
+            f"longest turn {longest:.1f} ms (before the snapshot {before:.1f} ms), "
+            f"{found.leader_changes} leader changes, memory {memory} MiB",
+            f"a follower that was wiped had caught up {found.filled_s:.2f} s after its start",
+        ]
+    )
