@@ -13,12 +13,24 @@ import pytest
 
 from coterie.clients import core_records
 from coterie.nodes import log as node_log
+from coterie.nodes import snapshot_tasks
+from coterie.nodes import snapshots as node_snapshots
 from coterie.nodes.simulation import node as simulated_node
-from coterie.protocols import replica
+from coterie.protocols import replica, restoring
 from coterie.protocols.plugin import Cancelled, Failure
-from coterie.protocols.raft import election, group, membership, plugin, replication, turn
+from coterie.protocols.raft import (
+    compaction,
+    election,
+    group,
+    membership,
+    plugin,
+    replication,
+    snapshots,
+    turn,
+)
 from coterie.protocols.raft.log import Log
 from coterie.protocols.raft.messages import Appended, RequestVote, Voted
+from coterie.protocols.records import Entry, Snapshot
 
 Patch = pytest.MonkeyPatch
 Remove = Callable[[Patch], None]
@@ -210,6 +222,127 @@ def a_client_gives_up_in_time(patch: Patch) -> None:
         self.lost_at = self.confirmed_at + 2 * self.ttl_s
 
     patch.setattr(core_records.Session, "renew", generous)
+
+
+@safeguard("pause,isolate")
+def an_old_snapshot_does_not_touch_a_newer_log(patch: Patch) -> None:
+    """A snapshot takes the place of the log even if the log has more that is committed."""
+
+    def receive(self: Any, found: Any, sender: str, message: Any) -> None:
+        snapshot = message.snapshot
+        if snapshot.index < found.commit and message.term >= found.term:
+            found.log.reset(snapshot.index, snapshot.term)
+            found.commit = snapshot.index
+        received(self, found, sender, message)
+
+    received = snapshots.Snapshots.on_install
+    patch.setattr(snapshots.Snapshots, "on_install", receive)
+
+
+@safeguard("isolate,crash,cut")
+def snapshots_are_never_mixed(patch: Patch) -> None:
+    """Pieces of any snapshot of the group are put together."""
+
+    def receiving(self: Any, found: Any, message: Any) -> Any:
+        return self.incoming.get(found.group) or original(self, found, message)
+
+    original = snapshots.Snapshots._receiving
+    patch.setattr(snapshots.Snapshots, "_receiving", receiving)
+
+
+@safeguard("slow_disk,crash")
+def a_snapshot_is_on_disk_before_the_log_names_it(patch: Patch) -> None:
+    """The log names a snapshot whose file is still being written."""
+
+    def complete(self: Any, stream: Any) -> None:
+        told = self._receiver.on_saved
+        if isinstance(stream, snapshot_tasks._Save):
+            digest = stream.digest.digest()
+            told(stream.group, Snapshot(stream.index, stream.term, stream.size, digest))
+        original(self, stream)
+
+    def finished(self: Any, save: Any, snapshot: Any) -> None:
+        self._saves.pop(save.group, None)
+
+    original = snapshot_tasks.SnapshotTasks._complete
+    patch.setattr(snapshot_tasks.SnapshotTasks, "_complete", complete)
+    patch.setattr(snapshot_tasks.SnapshotTasks, "_finished", finished)
+
+
+@safeguard("crash,power_cut")
+def a_snapshot_is_synced_before_it_has_its_name(patch: Patch) -> None:
+    """A snapshot's file gets its name while its content may still be lost."""
+
+    def finish(self: Any, name: str, found: int, snapshot: Any, named: Any) -> None:
+        disk, sync = self._disk, self._disk.sync
+        disk.sync = lambda name: None
+        try:
+            original(self, name, found, snapshot, named)
+        finally:
+            disk.sync = sync
+
+    original = node_snapshots.SnapshotStore.finish
+    patch.setattr(node_snapshots.SnapshotStore, "finish", finish)
+
+
+@safeguard("slow_disk,crash,isolate")
+def an_installed_snapshot_is_acknowledged_when_the_log_names_it(patch: Patch) -> None:
+    """A follower acknowledges a snapshot before the record of it is on disk."""
+
+    def install(self: Any, found: Any, incoming: Any, snapshot: Any) -> None:
+        before = len(self.turn.answers)
+        original(self, found, incoming, snapshot)
+        early, self.turn.answers[before:] = self.turn.answers[before:], []
+        for node, message in early:
+            self.turn.port.send(node, message)
+
+    original = snapshots.Snapshots._install
+    patch.setattr(snapshots.Snapshots, "_install", install)
+
+
+@safeguard("isolate,crash")
+def what_follows_a_snapshot_stays_only_if_it_fits(patch: Patch) -> None:
+    """The entries behind a snapshot's index stay, though the one at its index is another."""
+
+    def install(found: Any, snapshot: Any, made: Any) -> None:
+        log, index = found.log, snapshot.index
+        if log.base < index <= log.last_index:
+            entry = log.entries[index - log.base - 1]
+            fits = Entry(index, snapshot.term, entry.time_us, entry.kind, entry.payload)
+            log.entries[index - log.base - 1] = fits
+        original(found, snapshot, made)
+
+    original = compaction.install
+    patch.setattr(compaction, "install", install)
+
+
+@safeguard()
+def answers_are_in_the_snapshot(patch: Patch) -> None:
+    """A snapshot forgets what was answered."""
+    patch.setattr(replica.CommandCodec, "encode_windows", lambda self, windows: iter(()))
+
+
+@safeguard()
+def number_and_time_are_in_the_snapshot(patch: Patch) -> None:
+    """A restored replica begins to count anew."""
+
+    def finish(self: Any) -> Any:
+        header = original(self)
+        self.replica.moment.number = self.replica.moment.time_us = 0
+        return header
+
+    original = restoring.Restoring.finish
+    patch.setattr(restoring.Restoring, "finish", finish)
+
+
+@safeguard()
+def only_what_is_applied_leaves_memory(patch: Patch) -> None:
+    """The log is trimmed beyond what is applied."""
+
+    def trim(found: Any) -> None:
+        found.log.trim(found.log.surplus(found.settings.tail_bytes, found.log.last_index))
+
+    patch.setattr(compaction, "trim", trim)
 
 
 def _handlers() -> dict[Any, Any]:

@@ -123,6 +123,9 @@ class Invariants:
         self._turns += 1
         if self._turns % self._check_every == 0:
             engine.check()
+            raft: Any = engine.log
+            if raft.turn.snapshots.damaged:
+                raise Violation(f"{node.name}: a snapshot came damaged, or made another state")
 
     # Each rule
 
