@@ -285,21 +285,6 @@ def a_snapshot_is_synced_before_it_has_its_name(patch: Patch) -> None:
     patch.setattr(node_snapshots.SnapshotStore, "finish", finish)
 
 
-@safeguard("slow_disk,crash,isolate")
-def an_installed_snapshot_is_acknowledged_when_the_log_names_it(patch: Patch) -> None:
-    """A follower acknowledges a snapshot before the record of it is on disk."""
-
-    def install(self: Any, found: Any, incoming: Any, snapshot: Any) -> None:
-        before = len(self.turn.answers)
-        original(self, found, incoming, snapshot)
-        early, self.turn.answers[before:] = self.turn.answers[before:], []
-        for node, message in early:
-            self.turn.port.send(node, message)
-
-    original = snapshots.Snapshots._install
-    patch.setattr(snapshots.Snapshots, "_install", install)
-
-
 @safeguard("isolate,crash")
 def what_follows_a_snapshot_stays_only_if_it_fits(patch: Patch) -> None:
     """The entries behind a snapshot's index stay, though the one at its index is another."""
