@@ -12,8 +12,11 @@ from .group import Group, Role
 
 
 def status(group: Group) -> dict[str, Any]:
-    """Where a group stands on this node; `match` (leader only) is per peer."""
-    log = group.log
+    """Where a group stands on this node. `log_first` is the first entry in memory; `match` and
+    `sending` (how much of which snapshot is there; leader only) are per peer, `receiving` the same
+    of what comes here."""
+    log, last = group.log, group.snapshot
+    incoming = group.turn.snapshots.incoming.get(group.group)
     return {
         "role": group.role.value,
         "term": group.term,
@@ -22,12 +25,20 @@ def status(group: Group) -> dict[str, Any]:
         "commit": group.commit,
         "applied": group.replica.applied,
         "log_bytes": log.bytes,
+        "log_first": log.base + 1,
+        "snapshot": {"index": last.index, "bytes": last.size} if last is not None else None,
+        "receiving": [incoming.offset, incoming.snapshot.size] if incoming is not None else None,
         "time_us": group.time_us,
         "members": [
             {"node": member.node, "incarnation": member.incarnation, "voter": member.voter}
             for member in group.members.values()
         ],
         "match": {node: peer.match for node, peer in group.peers.items()},
+        "sending": {
+            node: [peer.sending.received, peer.sending.snapshot.size]
+            for node, peer in group.peers.items()
+            if peer.sending is not None
+        },
     }
 
 
@@ -35,7 +46,7 @@ def check(group: Group) -> None:
     """Assert what must hold on one node at any time (paper, figure 3, as far as one node sees)."""
     log, where = group.log, f"group {group.group} of {group.node}"
     assert group.replica.applied <= group.commit <= log.last_index, where
-    assert log.base <= group.replica.applied or log.base == 0, where
+    assert log.base <= group.replica.applied, where
     assert group.durable_index <= log.last_index, where
     assert log.last_term <= group.term, where
     assert log.last_index == log.base + len(log.entries), where
