@@ -16,6 +16,7 @@ import msgspec
 
 from ..clients.errors import Unavailable
 from ..nodes.ask import NodeAsker
+from ..protocols.plugin import CONTROL
 from ..protocols.session.messages import Describe, Described
 
 ANSWER_S = 1.0
@@ -40,18 +41,21 @@ def described(asker: NodeAsker, endpoints: Sequence[str]) -> dict[str, dict[str,
 
 
 def caught_up(endpoints: Sequence[str], index: int) -> None:
-    """Wait until a node has applied, in every group it holds, what any node had committed when
-    this was called. Raises `Unavailable`."""
-    own = endpoints[index]
+    """Wait until a node has applied, in every group it holds, what the leader of group 0 had
+    committed there when this was called. Raises `Unavailable`."""
+    own, control = endpoints[index], str(CONTROL)
     goals: dict[str, int] = {}
     deadline = time.perf_counter() + WAIT_S
     with NodeAsker() as asker:
-        for said in described(asker, endpoints).values():
-            for group, state in said["raft"]["groups"].items():
-                goals[group] = max(goals.get(group, 0), state["commit"])
         while time.perf_counter() < deadline:
-            groups = described(asker, [own]).get(own, {}).get("raft", {}).get("groups", {})
-            if groups and all(state["applied"] >= goals.get(g, 0) for g, state in groups.items()):
+            asked = [own] if goals else endpoints
+            said = {e: node["raft"]["groups"] for e, node in described(asker, asked).items()}
+            for groups in said.values():
+                if not goals and groups.get(control, {}).get("role") == "leader":
+                    goals = {group: state["commit"] for group, state in groups.items()}
+            held = said.get(own, {})
+            behind = [g for g, state in held.items() if state["applied"] < goals.get(g, 0)]
+            if goals and control in held and not behind:
                 return
             time.sleep(0.02)
     raise Unavailable(f"the node at {own} has not caught up within {WAIT_S:g} s")
