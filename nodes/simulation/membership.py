@@ -100,11 +100,11 @@ class Membership:
 
     def remove(self) -> str:
         """A node goes, for good. One of the first stays: clients may know no other."""
-        if self.operator.busy or len(self.wanted) < 2 or self._lost_a_disk():
+        first = [name for name in self.wanted if name in self._first]
+        names = [name for name in self.wanted if first != [name]]
+        if self.operator.busy or not names or self._lost_a_disk():
             return ""
-        name = self.random.choice(list(self.wanted))
-        if not any(other in self._first for other in self.wanted if other != name):
-            return ""
+        name = self.random.choice(names)
         del self.wanted[name]
         row = self._tables()[0].nodes.get(name) if self._tables() else None
         added = row.added if row is not None else -1
@@ -166,13 +166,23 @@ class Membership:
         return True
 
     def unsettled(self) -> str:
-        """What has not come right yet; "" when all has."""
+        """What has not come right yet; "" when all has, and nobody works any more."""
+        waiting = [tallier.name for tallier in self._talliers.values() if tallier.busy]
+        return f"{waiting} wait" if waiting else self.unplaced() or self._unequal()
+
+    def _unequal(self) -> str:
+        for group in self.judges:
+            engines = [n.engine for n in self.world.nodes.values() if n.engine is not None]
+            applied = [e.replicas[group].applied for e in engines if group in e.replicas]
+            if min(applied) != max(applied):
+                return f"group {group}: applied {applied}"
+        return ""
+
+    def unplaced(self) -> str:
+        """What is not yet where the operator wants it; "" when all is."""
         world = self.world
         if self.operator.busy:
             return "the operator waits"
-        waiting = [tallier.name for tallier in self._talliers.values() if tallier.busy]
-        if waiting:
-            return f"{waiting} wait"
         engines = {name: world.nodes[name].engine for name in self.wanted}
         up = {name: engine for name, engine in engines.items() if engine is not None}
         if len(up) < len(engines):
@@ -213,14 +223,13 @@ class Membership:
         found = tuple((m.node, m.incarnation, m.voter) for m in members)
         if found != expected or row.members != expected:
             return f"has {found}, reported {row.members}, not {expected}"
-        applied = [engines[name].replicas[row.group].applied for name in holders]
-        return f"applied {applied}" if min(applied) != max(applied) else ""
+        return ""
 
     def _left_over(self, removed: Sequence[tuple[str, int]]) -> str:
         """Who was removed stops by itself, if it was ever recorded."""
         for name, node in list(self.world.nodes.items()):
             if name not in self.wanted:
-                if (name, node.disk.incarnation) in removed:
+                if node.up and (name, node.disk.incarnation) in removed:
                     return f"{name} was not told that it was removed"
                 self.end(node)
         return ""
