@@ -29,7 +29,9 @@ from .clusters import NoQuorum, caught_up, described, sizes
 from .probe import Pace, Probe, Seen
 
 NODES = 3
-SESSIONS = 4
+SESSIONS = 8
+"""A session holds 100,000 locks at most."""
+
 TASKS_EACH = 256
 NAME_BYTES = 240
 MEBIBYTE = 1024 * 1024
