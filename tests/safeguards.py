@@ -17,6 +17,7 @@ from coterie.nodes import snapshot_tasks
 from coterie.nodes import snapshots as node_snapshots
 from coterie.nodes.simulation import node as simulated_node
 from coterie.protocols import replica, restoring
+from coterie.protocols.placement import plugin as placement
 from coterie.protocols.plugin import Cancelled, Failure
 from coterie.protocols.raft import (
     compaction,
@@ -328,6 +329,48 @@ def only_what_is_applied_leaves_memory(patch: Patch) -> None:
         found.log.trim(found.log.surplus(found.settings.tail_bytes, found.log.last_index))
 
     patch.setattr(compaction, "trim", trim)
+
+
+@safeguard("add_node,remove_node,isolate,crash")
+def learners_do_not_count(patch: Patch) -> None:
+    """What a learner acknowledges counts towards the majority (thesis §4.2.1)."""
+    track = group.Group.track_peers
+
+    def count_all(self: Any) -> None:
+        track(self)
+        self.voting_peers = list(self.peers.values())
+
+    patch.setattr(group.Group, "track_peers", count_all)
+
+
+@safeguard("add_node,remove_node,isolate,crash")
+def a_leader_that_is_no_voter_does_not_count_itself(patch: Patch) -> None:
+    """It counts its own log while it removes itself (thesis §4.2.2)."""
+
+    def agreed(self: Any, own: int, of: Any) -> Any:
+        voting, self.voting = self.voting, True
+        reached = counted(self, own, of)
+        self.voting = voting
+        return reached
+
+    counted = group.Group.agreed
+    patch.setattr(group.Group, "agreed", agreed)
+    patch.setattr(placement, "HEIRS_TRIED", 0)
+
+
+@safeguard("add_node,remove_node,isolate,crash")
+def a_copy_is_given_up_only_after_the_report(patch: Patch) -> None:
+    """A node gives its copy up as soon as it is not to hold the group any more."""
+
+    def keep(self: Any, groups: Any, table: Any, row: Any) -> bool:
+        us = self.port.node
+        if row.group in groups.held() and us not in row.nodes:
+            groups.give_up(row.group, max(row.index, groups.configured_at(row.group)))
+            return False
+        return bool(kept(self, groups, table, row))
+
+    kept = placement.PlacementPlugin._keep_copy
+    patch.setattr(placement.PlacementPlugin, "_keep_copy", keep)
 
 
 def _handlers() -> dict[Any, Any]:

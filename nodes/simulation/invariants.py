@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -37,6 +38,9 @@ from .shadow import Shadow, Slot, Violation, shadow_of
 
 if TYPE_CHECKING:
     from .node import SimulatedNode
+
+CONFIGURATIONS = 3
+"""What a leader applies was committed by one of its last so many configurations."""
 
 CHECKPOINT = 16
 """The whole state is hashed where the applied index is a multiple of this."""
@@ -84,8 +88,8 @@ class Invariants:
                 life.kept.setdefault(record.group, Shadow()).put(record, self.committed)
             if not node.in_flight or not _same(found, life.kept):
                 raise Violation(f"the disk of {node.name} gave back another log than it was given")
-        copy = {g: shadow_of(g, state, self.committed) for g, state in groups.items()}
-        self._lives[node.name] = Life(found, copy, {}, {})
+        kept = {g: shadow_of(g, state, self.committed) for g, state in groups.items()}
+        self._lives[node.name] = Life(found, kept, {}, {})
 
     def wiped(self, node: SimulatedNode) -> None:
         # What it acknowledged counted when it did.
@@ -98,6 +102,9 @@ class Invariants:
             shadow = kept.get(record.group)
             if shadow is None:
                 shadow = kept[record.group] = Shadow()
+            if isinstance(record, DropRecord):
+                # What it acknowledged counted when it did.
+                self._replaced.append((node.name, {record.group: copy(shadow)}))
             shadow.put(record, self.committed)
             if isinstance(record, StateRecord) and record.vote:
                 self._vote(node, record.group, record.term, record.vote)
@@ -221,8 +228,11 @@ class Invariants:
     def _committed(self, node: SimulatedNode, group: GroupId, shadow: Shadow) -> None:
         assert node.engine is not None
         raft: Any = node.engine.log
-        configuration = raft.configuration(group)
-        majority = sum(member.voter for member in configuration.members) // 2 + 1
+        # It may have been committed by a configuration before the one that counts now.
+        electorates = [
+            [member.node for member in configuration.members if member.voter]
+            for _, configuration in raft.groups[group].configurations[-CONFIGURATIONS:]
+        ]
         disks = [(name, life.kept) for name, life in self._lives.items()] + self._replaced
         first = len(self.committed[group]) - 1
         for index in range(max(first, shadow.base), shadow.last):
@@ -233,7 +243,7 @@ class Invariants:
                     for name, kept in disks
                     if group in kept and kept[group].holds(index + 1, slot)
                 }
-                if len(holders) >= majority:
+                if any(2 * sum(name in holders for name in e) > len(e) for e in electorates):
                     return
         raise Violation(
             f"{node.name} applies entry {first + 1} of group {group}, but no majority has it and"

@@ -67,11 +67,10 @@ class Membership:
         return asker is not None
 
     def configured_for(self, node: SimulatedNode) -> list[Member]:
-        """The nodes that the settings of one that starts now name."""
-        names = self._first if node.name in self._first else (*self.wanted, node.name)
-        if node.disk.cluster == 0:
-            names = tuple(dict.fromkeys((*names, *self.wanted)))
-        return [Member(name, 0, True, name, name, name) for name in sorted(set(names))]
+        """The nodes that the settings of one that starts now name: the operator keeps them up to
+        date, or a node that has no log yet might know nobody who is still there."""
+        names = sorted({*self._first, *self.wanted, node.name})
+        return [Member(name, 0, True, name, name, name) for name in names]
 
     # What the faults ask
 
