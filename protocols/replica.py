@@ -276,6 +276,16 @@ class Replica:
         """The operation number has reached `digest_at`: say when to compare states next."""
         self.digest_at = self.number + max(self._digest_operations, 2 * self.size())
 
+    def release(self) -> None:
+        """Another replica has taken the place of this one: give its memory back now. Machines
+        refer to themselves and each other, so that only the collector would free them."""
+        for machine in self.machines.values():
+            for value in vars(machine).values():
+                if isinstance(value, dict | list):
+                    value.clear()
+        self.machines.clear()
+        self.windows.clear()
+
     def check(self) -> None:
         for machine in self.machines.values():
             machine.check()

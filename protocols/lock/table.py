@@ -18,7 +18,7 @@ lock delay of a holder that expired, or because one command may grant only 1,000
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -94,6 +94,9 @@ class LockTable:
         """By lock, in order of number, which is the order they came in."""
         self._deferrals: list[tuple[int, str]] = []
         self._unsorted: dict[tuple[bool, str], None] = {}
+        # Sessions whose claims a snapshot under way still refers to: copied before they change.
+        self._shared: dict[SessionId, None] = {}
+        self._sharers = 0
         self._apply: dict[type[Any], Callable[[Moment, Any], Result]] = {
             Acquire: self._acquire,
             Release: self._release,
@@ -118,6 +121,8 @@ class LockTable:
         return graph(self.holders, self.waits)
 
     def end_session(self, moment: Moment, session: SessionId, limit: int) -> int:
+        if self._shared:
+            self._unshare(session)
         claims = self.claims.get(session)
         if claims is None:
             return 0
@@ -136,6 +141,8 @@ class LockTable:
             number = answered.wait
         else:
             return
+        if self._shared:
+            self._unshare(moment.session)
         claims = self.claims.get(moment.session)
         claim = claims.get(number) if claims else None
         if claims and claim is not None:
@@ -171,9 +178,25 @@ class LockTable:
         return found
 
     def snapshot(self) -> Iterable[bytes]:
-        """The state as of the call, encoded while the chunks are taken."""
-        claims = [(session, list(held.values())) for session, held in self.claims.items()]
-        return _chunks(claims, list(self.deferred.items()))
+        """The state as of the call, encoded while the chunks are taken. To copy a million claims
+        takes longer than a turn may: those of a session are copied when they change before that."""
+        self._shared = dict.fromkeys(self.claims)
+        self._sharers += 1
+        return self._encode(list(self.claims.items()), list(self.deferred.items()))
+
+    def _encode(
+        self, claims: list[tuple[SessionId, dict[int, Claim]]], deferred: list[tuple[str, int]]
+    ) -> Iterator[bytes]:
+        yield from _chunks(claims, deferred)
+        self._sharers -= 1
+        if not self._sharers:
+            self._shared = {}
+
+    def _unshare(self, session: SessionId) -> None:
+        """The session's claims are about to change: a snapshot keeps them as they were."""
+        if session in self._shared:
+            del self._shared[session]
+            self.claims[session] = self.claims[session].copy()
 
     def restore(self, chunk: bytes) -> None:
         deferred, rows = _decode(chunk)
@@ -226,6 +249,8 @@ class LockTable:
 
     def _acquire(self, moment: Moment, operation: Acquire) -> Result:
         session = moment.session
+        if self._shared:
+            self._unshare(session)
         claims = self.claims.get(session)
         if claims is None:
             if session == 0:
@@ -284,6 +309,8 @@ class LockTable:
 
     def _release(self, moment: Moment, operation: Release) -> Result:
         name, number = operation.name, operation.grant
+        if self._shared:
+            self._unshare(moment.session)
         holders = self.holders.get(name)
         claims = self.claims.get(moment.session)
         if holders is None or claims is None or number not in claims or number not in holders:
@@ -349,6 +376,8 @@ class LockTable:
             token = next(iter(holders.values())).token
         for wait in granted:
             number, session = wait.number, wait.session
+            if self._shared:
+                self._unshare(session)
             del waiting[number]
             holders[number] = self.claims[session][number] = Claim(
                 number,
@@ -394,14 +423,17 @@ _Rows = list[tuple[SessionId, list[Claim]]]
 _decode = msgspec.msgpack.Decoder(tuple[list[tuple[str, int]], _Rows]).decode
 
 
-def _chunks(claims: _Rows, deferred: list[tuple[str, int]]) -> Iterable[bytes]:
+def _chunks(
+    claims: list[tuple[SessionId, dict[int, Claim]]], deferred: list[tuple[str, int]]
+) -> Iterator[bytes]:
     for start in range(0, len(deferred), _CHUNK):
         yield msgspec.msgpack.encode((deferred[start : start + _CHUNK], ()))
     rows: _Rows = []
     count = 0
     for session, held in claims:
-        for start in range(0, max(1, len(held)), _CHUNK):
-            piece = held[start : start + _CHUNK]
+        left = iter(held.values())
+        for _ in range(0, max(1, len(held)), _CHUNK):
+            piece = list(islice(left, _CHUNK))
             rows.append((session, piece))
             count += 1 + len(piece)
             if count >= _CHUNK:

@@ -12,18 +12,19 @@ from control_group import ControlGroup
 from coterie.nodes.simulation.counter import Add, Counter
 from coterie.protocols import replica as replica_module
 from coterie.protocols.lock.messages import Acquire, Granted, Queued, Release
-from coterie.protocols.plugin import Cancel, Command
+from coterie.protocols.plugin import Cancel, Command, Plugin
 from coterie.protocols.records import COMMANDS, Entry
+from coterie.protocols.registry import Registry, builtin
 from coterie.protocols.replica import Replica, Replicas
 from coterie.protocols.restoring import Restoring, restore
 from coterie.protocols.session.messages import EndSession, ExpireSession
 from coterie.protocols.snapshot import DamagedSnapshot
 
 
-def fresh(group: ControlGroup) -> Replica:
-    kept = group.replica
-    machines = {name: type(machine)() for name, machine in kept.machines.items()}
-    return Replica(kept.group, machines, group.codec)
+def fresh(group: ControlGroup, counter: Plugin | None = None) -> Replica:
+    registry = Registry([*builtin(), counter or Counter()])
+    number = group.replica.group
+    return Replica(number, registry.machines(number), group.codec)
 
 
 def stream_of(replica: Replica) -> bytes:
@@ -120,7 +121,7 @@ def test_windows_of_a_partition_keep_their_order() -> None:
             "counter", Add(1), client=client, sequence=len(group.log),
             not_after_us=group.time_us + client,
         )  # fmt: skip
-    other = fresh(group)
+    other = fresh(group, Partitioned())
     restore(other, [stream_of(group.replica)])
     assert list(other.windows.items()) == list(group.replica.windows.items())
     assert list(other.windows) == [9, 7, 4]
@@ -189,3 +190,40 @@ def test_waits_of_one_lock_stand_in_order_of_number(group: ControlGroup) -> None
     other.check()
     locks: Any = other.machines["lock"]
     assert list(locks.waits["z"]) == list(group.locks.waits["z"])
+
+
+def end_the_first_session(group: ControlGroup) -> None:
+    session = next(iter(group.sessions.sessions.values()))
+    ending = Command("session", session.client, 0, 0, 0, [-1], [EndSession(session.number)])
+    payload = group.codec.encode([ending])
+    index = group.replica.applied + 1
+    group.replica.apply(Entry(index, 4, group.time_us, COMMANDS, payload))
+
+
+def test_claims_change_while_they_are_written(group: ControlGroup) -> None:
+    """Sessions are copied when they change; two streams at once, and one that waits."""
+    before = stream_of(group.replica)
+    idle = group.replica.snapshot(3, 1, b"members")
+    first = group.replica.snapshot(3, 1, b"members")
+    begun = next(first)
+    go_on(group, group.replica, 3)
+    between = stream_of(group.replica)
+    second = group.replica.snapshot(3, 1, b"members")
+    begun_again = next(second)
+    end_the_first_session(group)
+    assert begun + b"".join(first) == before
+    begun_again += next(second)
+    end_the_first_session(group)
+    assert begun_again + b"".join(second) == between
+    assert b"".join(idle) == before
+    group.replica.check()
+
+
+def test_a_released_replica_leaves_nothing_to_the_collector(group: ControlGroup) -> None:
+    replica = group.replica
+    locks: Any = replica.machines["lock"]
+    stream = replica.snapshot(3, 1, b"members")
+    before = stream_of(replica)
+    replica.release()
+    assert not locks.claims and not locks.holders and not replica.machines
+    assert b"".join(stream) == before
