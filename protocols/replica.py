@@ -57,6 +57,9 @@ CHUNK_ANSWERS, CHUNK_BYTES = 1_000, 64 * 1024
 DIGEST_OPERATIONS = 100_000
 """Replicas compare their states after so many operations, or twice the records of the state."""
 
+RELEASE_STEP = 4_000
+"""Records of a replica that nobody needs any more, given back at once."""
+
 MEMORYLESS = -1
 """A sequence number that asks for no memory: the operation is harmless when repeated."""
 
@@ -190,7 +193,8 @@ class Replica:
     that of the snapshot it was restored from, `digest_at` the number at which to compare states.
 
     A machine that needs the others, or the windows, has `attach(replica)`; one that waits for log
-    time has `deadlines_pending() -> bool`. Both are optional."""
+    time has `deadlines_pending() -> bool`. Both are optional. The dicts and lists a machine refers
+    to are its own: they are emptied when the replica is given up."""
 
     def __init__(
         self,
@@ -276,15 +280,21 @@ class Replica:
         """The operation number has reached `digest_at`: say when to compare states next."""
         self.digest_at = self.number + max(self._digest_operations, 2 * self.size())
 
-    def release(self) -> None:
-        """Another replica has taken the place of this one: give its memory back now. Machines
-        refer to themselves and each other, so that only the collector would free them."""
-        for machine in self.machines.values():
-            for value in vars(machine).values():
-                if isinstance(value, dict | list):
-                    value.clear()
+    def release(self) -> Iterator[None]:
+        """Nobody needs this replica any more: give its memory back, a step each time. Machines
+        refer to themselves and each other, so that else only the collector would free them, and
+        to free a million records takes longer than a turn may."""
+        machines = list(self.machines.values())
         self.machines.clear()
-        self.windows.clear()
+        for owner in (self, *machines):
+            for value in vars(owner).values():
+                while isinstance(value, dict) and value:
+                    for _ in range(min(len(value), RELEASE_STEP)):
+                        value.popitem()
+                    yield
+                while isinstance(value, list) and value:
+                    del value[-RELEASE_STEP:]
+                    yield
 
     def check(self) -> None:
         for machine in self.machines.values():

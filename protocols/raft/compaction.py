@@ -94,7 +94,7 @@ def install(group: Group, snapshot: Snapshot, replica: Replica) -> None:
             write[1] = 0
     record(group, snapshot)
     group.unwritten = True
-    group.replica.release()
+    group.turn.snapshots.released.append(group.replica.release())
     group.replica = group.turn.replicas[group.group] = replica
     group.commit = group.checked = snapshot.index
     group.time_us = max(group.time_us, replica.time_us)

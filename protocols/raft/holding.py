@@ -86,7 +86,7 @@ class Holding:
             gone.become_follower(gone.term, None)
         elif gone.leader is not None:
             raft.port.led(group, None, gone.term)
-        del raft.replicas[group]
+        raft.turn.snapshots.released.append(raft.replicas.pop(group).release())
         raft.turn.snapshots.forget(group)
         raft.turn.digests.forget(group)
         floor = max(floor, gone.floor)

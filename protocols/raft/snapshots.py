@@ -8,7 +8,8 @@ before all of it is on disk under the digest the leader gave it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import Code
 from ..plugin import Failure, NodeId
@@ -65,6 +66,8 @@ class Snapshots:
         self.saving: GroupId | None = None
         self.incoming: dict[GroupId, Incoming] = {}
         self.damaged: dict[GroupId, int] = {}
+        self.released: deque[Iterator[None]] = deque()
+        """Replicas whose memory is given back, a step in a turn."""
         self._given_up: list[tuple[WriteNumber, GroupId]] = []
         self.taken = self.installed = self.resumed = 0
 
@@ -109,6 +112,8 @@ class Snapshots:
             _, number = self._given_up.pop(0)
             if number not in self.groups:  # else its next snapshot takes their place
                 self.turn.port.drop(number)
+        if self.released and next(self.released[0], self) is self:
+            self.released.popleft()
         if self.saving is not None:
             return
         for number in self.wanted:

@@ -224,6 +224,6 @@ def test_a_released_replica_leaves_nothing_to_the_collector(group: ControlGroup)
     locks: Any = replica.machines["lock"]
     stream = replica.snapshot(3, 1, b"members")
     before = stream_of(replica)
-    replica.release()
+    assert list(replica.release()), "in steps"
     assert not locks.claims and not locks.holders and not replica.machines
     assert b"".join(stream) == before
