@@ -15,7 +15,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def missing_tests(text: str) -> list[str]:
     """`test_x.py` and `test_x.py::test_y` of a page that do not exist."""
-    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    sources: dict[str, str] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        sources[path.name] = sources.get(path.name, "") + path.read_text()
     missing = []
     for file, test in re.findall(r"`(?:tests/\w+/)?(test_\w+\.py)(?:::(test_\w+))?`", text):
         if file not in sources or (test and f"def {test}(" not in sources[file]):
