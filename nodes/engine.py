@@ -252,6 +252,9 @@ class EnginePort:
     def leader(self, group: GroupId) -> tuple[NodeId | None, int]:
         return self._engine.log.leader(group)
 
+    def groups(self) -> Sequence[GroupId]:
+        return sorted(self._engine.replicas)
+
     def log_time_us(self, group: GroupId) -> int:
         return self._engine.log.log_time_us(group)
 

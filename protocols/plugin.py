@@ -232,6 +232,10 @@ class Port(Protocol):
         """The leader this node knows of, and its term. It is us if it equals `node`."""
         ...
 
+    def groups(self) -> Sequence[GroupId]:
+        """The groups this node holds now."""
+        ...
+
     def log_time_us(self, group: GroupId) -> int:
         """The group's log time now: on its leader it moves with the clock, by at most 100 ms per
         turn; elsewhere the last one heard of."""

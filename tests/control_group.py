@@ -136,6 +136,9 @@ class DirectPort:
     def leader(self, group: int) -> tuple[str | None, int]:
         return ("node1" if self.leading else "node2"), 7
 
+    def groups(self) -> Sequence[int]:
+        return [CONTROL]
+
     def log_time_us(self, group: int) -> int:
         return self.group.time_us
 

@@ -203,6 +203,9 @@ class Port:
     def leader(self, group: int) -> tuple[str | None, int]:
         return self.world.nodes[self.node].leader(group)
 
+    def groups(self) -> Sequence[int]:
+        return list(self.world.nodes[self.node].groups)
+
     def log_time_us(self, group: int) -> int:
         return self.world.nodes[self.node].log_time_us(group)
 

@@ -14,7 +14,9 @@ class Locate(Query, frozen=True, tag=0):
 
 
 class Located(Result, frozen=True, tag=1):
-    """`leader` is "" while there is none known. `cluster` is 0 before the cluster is founded."""
+    """`leader` is "" while there is none known. `cluster` is 0 before the cluster is founded. `led`
+    are the groups that the answering node leads as far as it knows, group 0 included: (group, term,
+    log time in microseconds). `partitions` counts groups 1 …; 0 while it knows of none."""
 
     cluster: int
     node: str
@@ -24,6 +26,8 @@ class Located(Result, frozen=True, tag=1):
     members: tuple[Member, ...]
     settled: bool = True
     """False while this node still looks for its cluster."""
+    led: tuple[tuple[int, int, int], ...] = ()
+    partitions: int = 0
 
 
 class OpenSession(Operation, frozen=True, tag=2):
@@ -88,7 +92,7 @@ class Pulsed(Result, frozen=True, tag=11):
 
     `alive`: the session exists. `kept_alive`: the renewal this pulse asked for is committed.
     `news`: for each wait of the pulse, in order: 0 still waiting; 1 granted (with its token);
-    2 gone (cancelled, let go, or never was)."""
+    2 gone (cancelled, let go, or never was). `led` and `partitions` as in `Located`."""
 
     alive: bool
     kept_alive: bool
@@ -97,6 +101,8 @@ class Pulsed(Result, frozen=True, tag=11):
     log_time_us: int
     news: tuple[tuple[int, int], ...] = ()
     members: tuple[Member, ...] = ()
+    led: tuple[tuple[int, int, int], ...] = ()
+    partitions: int = 0
 
 
 class ListSessions(Query, frozen=True, tag=12):

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..errors import Code
+from ..placement.machine import PlacementTable
 from ..plugin import (
     CONTROL,
     Command,
@@ -69,6 +70,8 @@ class SessionPlugin(Replicated):
         self._batch: object | None = None
         """The token of the proposed expiries that were neither applied nor refused yet."""
         self._retry_at = 0.0
+        self._led_at = -1.0
+        self._led_here: tuple[tuple[int, int, int], ...] = ()
 
     def machine(self, group: GroupId) -> SessionTable | None:
         return SessionTable() if group == CONTROL else None
@@ -201,7 +204,26 @@ class SessionPlugin(Replicated):
             log_time_us=self.port.log_time_us(CONTROL),
             news=tuple(news),
             members=tuple(self.port.members()),
+            led=self._led(),
+            partitions=self._partitions(),
         )
+
+    def _led(self) -> tuple[tuple[int, int, int], ...]:
+        """The groups led here, with term and log time; of many pulses in a turn found once."""
+        port = self.port
+        if self._led_at != port.now():
+            self._led_at = port.now()
+            leaders = {group: port.leader(group) for group in port.groups()}
+            self._led_here = tuple(
+                (group, term, port.log_time_us(group))
+                for group, (leader, term) in leaders.items()
+                if leader == port.node
+            )
+        return self._led_here
+
+    def _partitions(self) -> int:
+        machine = self._table().replica.machines.get("placement")
+        return len(machine.groups) if isinstance(machine, PlacementTable) else 0
 
     def _located(self) -> Located:
         port = self.port
@@ -215,6 +237,8 @@ class SessionPlugin(Replicated):
             log_time_us=port.log_time_us(CONTROL),
             members=tuple(port.members()),
             settled=cluster != 0,
+            led=self._led(),
+            partitions=self._partitions(),
         )
 
     def _refuse(self, request: Request, failure: Failure) -> None:
