@@ -210,6 +210,7 @@ class Port(Protocol):
         ...
 
     def tell(self, client: ClientId, hint: Hint) -> None: ...
+    def groups(self) -> Sequence[GroupId]: ...  # that this node holds now
 
     def propose(self, group: GroupId, command: Command, token: Any) -> None:
         """Put a command into a group's log. Comes back once, as `on_applied` with the results, or
@@ -230,10 +231,6 @@ class Port(Protocol):
 
     def leader(self, group: GroupId) -> tuple[NodeId | None, int]:
         """The leader this node knows of, and its term. It is us if it equals `node`."""
-        ...
-
-    def groups(self) -> Sequence[GroupId]:
-        """The groups this node holds now."""
         ...
 
     def log_time_us(self, group: GroupId) -> int:
