@@ -29,18 +29,19 @@ from .clusters import NoQuorum, caught_up, described, sizes
 from .probe import Pace, Probe, Seen
 
 NODES = 3
-SESSIONS = 8
+SESSION_LOCKS = 50_000
 """A session holds 100,000 locks at most."""
 
-TASKS_EACH = 256
-NAME_BYTES = 240
+TASKS_EACH = 128
+RECORD_BYTES = 20
+"""What a lock takes in a snapshot beside its name."""
+
 MEBIBYTE = 1024 * 1024
 SESSION_TTL_S = 60.0
 TIMEOUT_S = 60.0
 WAIT_S = 300.0
-CHURN_RATE, CHURN_TASKS = 5_000.0, 8
-"""Operations per second, and tasks of each session, that make the log long enough for the next
-snapshot."""
+CHURN_RATE, CHURN_TASKS = 5_000.0, 64
+"""Operations per second, and tasks, that make the log long enough for the next snapshot."""
 
 LOOK_S = 0.01
 
@@ -74,8 +75,9 @@ class Cost(msgspec.Struct, frozen=True):
 class Holders:
     """Sessions that hold more and more locks with long names."""
 
-    def __init__(self, clients: list[AsyncClient]) -> None:
+    def __init__(self, clients: list[AsyncClient], name_bytes: int) -> None:
         self._clients = clients
+        self._name_bytes = name_bytes
         self._locks: list[AsyncLock] = []
 
     def __len__(self) -> int:
@@ -86,7 +88,7 @@ class Holders:
 
         async def one(client: AsyncClient) -> None:
             while len(self._locks) < count:
-                lock = client.lock(long_name("state", len(self._locks)))
+                lock = client.lock(self._name("state", len(self._locks)))
                 self._locks.append(lock)
                 await lock.acquire()
 
@@ -98,7 +100,7 @@ class Holders:
 
         async def one(client: AsyncClient, task: int) -> None:
             nonlocal done
-            lock = client.lock(long_name("churn", task))
+            lock = client.lock(self._name("churn", task))
             while not until():
                 if done > (time.monotonic() - began) * CHURN_RATE:
                     await asyncio.sleep(0.005)
@@ -107,12 +109,10 @@ class Holders:
                 await lock.acquire()
                 await lock.release()
 
-        clients = self._clients * CHURN_TASKS
-        await asyncio.gather(*(one(client, task) for task, client in enumerate(clients)))
+        await asyncio.gather(*(one(self._clients[0], task) for task in range(CHURN_TASKS)))
 
-
-def long_name(kind: str, number: int) -> str:
-    return f"{kind}/{number:012}/".ljust(NAME_BYTES, "x")
+    def _name(self, kind: str, number: int) -> str:
+        return f"{kind}/{number:012}/".ljust(self._name_bytes, "x")
 
 
 class Snapshots:
@@ -175,26 +175,26 @@ def turns(cluster: LocalCluster) -> tuple[list[float], int, list[int]]:
 async def measure(
     cluster: LocalCluster,
     state_bytes: int,
-    tasks: int,
-    rate: float,
+    name_bytes: int,
+    pace: Pace,
     durability: str,
     tell: Callable[[str], None],
 ) -> Cost:
     """Fill, wait for the snapshot under load, then fill a follower that was wiped."""
-    goal = state_bytes // (NAME_BYTES + 20)
+    goal = state_bytes // (name_bytes + RECORD_BYTES) + 1
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
                 cluster.async_client(name="h", session_ttl=SESSION_TTL_S, timeout=TIMEOUT_S)
             )
-            for _ in range(SESSIONS)
+            for _ in range(goal // SESSION_LOCKS + 1)
         ]
-        holders = Holders(clients)
-        tell(f"{goal:,} locks of {NAME_BYTES} bytes")
+        holders = Holders(clients, name_bytes)
+        tell(f"{goal:,} locks of {name_bytes} bytes")
         await holders.take(goal)
         for node in range(NODES):
             await asyncio.to_thread(caught_up, cluster.endpoints, node)
-        probe = stack.enter_context(Probe(Pace(list(cluster.endpoints), tasks, rate)))
+        probe = stack.enter_context(Probe(pace))
         snapshots = Snapshots(cluster, state_bytes)
         stack.enter_context(watching(snapshots))
         tell("until the next snapshot")
@@ -238,8 +238,15 @@ def phase(seen: Seen, start: float, end: float) -> Phase:
     "--state-mib", default=100, show_default=True, type=click.IntRange(1), help="Size of the state."
 )
 @click.option(
+    "--name-bytes",
+    default=240,
+    show_default=True,
+    type=click.IntRange(24, 255),
+    help="Length of the locks' names: with short ones there are more locks.",
+)
+@click.option(
     "--tasks",
-    default=16,
+    default=128,
     show_default=True,
     type=click.IntRange(1, 10_000),
     help="Tasks of the others, each with a lock of its own.",
@@ -259,7 +266,9 @@ def phase(seen: Seen, start: float, end: float) -> Phase:
     help="How the nodes write their log.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def snapshot(state_mib: int, tasks: int, rate: float, durability: str, as_json: bool) -> None:
+def snapshot(
+    state_mib: int, name_bytes: int, tasks: int, rate: float, durability: str, as_json: bool
+) -> None:
     """Make a large state; show what its snapshot and a follower's filling cost the others."""
 
     def tell(text: str) -> None:
@@ -268,9 +277,9 @@ def snapshot(state_mib: int, tasks: int, rate: float, durability: str, as_json: 
 
     try:
         with LocalCluster(nodes=NODES, env={"COTERIE_DURABILITY": durability}) as cluster:
-            found = asyncio.run(
-                measure(cluster, state_mib * MEBIBYTE, tasks, rate, durability, tell)
-            )
+            pace = Pace(list(cluster.endpoints), tasks, rate)
+            state_bytes = state_mib * MEBIBYTE
+            found = asyncio.run(measure(cluster, state_bytes, name_bytes, pace, durability, tell))
     except Unavailable as error:
         raise NoQuorum(str(error)) from error
     click.echo(json.dumps(msgspec.to_builtins(found)) if as_json else in_words(found))

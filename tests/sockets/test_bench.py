@@ -1,4 +1,4 @@
-"""`coterie bench lock` against a cluster of its own: what it prints, and that it leaves nothing."""
+"""`coterie bench` against clusters of its own: what it prints, and that it leaves nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coterie.bench.commands import split
+from coterie.bench.failover import Gaps
 from coterie.bench.load import Load
 
 DEADLINE_S = 30.0
@@ -106,3 +108,65 @@ def test_a_load_is_split_without_loss() -> None:
     loads = split(Load(["tcp://127.0.0.1:1"], tasks=10, seconds=1.0, rate=100.0), 3)
     assert [(load.first, load.tasks) for load in loads] == [(0, 4), (4, 3), (7, 3)]
     assert sum(load.rate for load in loads) == pytest.approx(100.0)
+
+
+def measured(*arguments: str, **environ: str) -> dict[str, Any]:
+    """A bench with a cluster of its own, as its one JSON object."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COTERIE_")}
+    run = subprocess.run(
+        [*BENCH[:-1], *arguments, "--json"],
+        cwd="/",
+        env={**environment, **environ},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    found: dict[str, Any] = json.loads(run.stdout)
+    assert found["durability"] == "fsync"
+    return found
+
+
+@pytest.mark.parametrize("how", ["KILL", "TERM"])
+def test_the_gaps_of_a_failover_are_measured(how: str) -> None:
+    found = measured("failover", "--kills", "2", "--signal", how, "--tasks", "4")
+    assert (found["signal"], found["tasks"], len(found["kills"])) == (how, 4, 2)
+    for kill in found["kills"]:
+        # Nobody completes anything while there is no leader, unless it handed over before it ended.
+        assert how == "TERM" or kill["gap_ms"] >= kill["leader_ms"] / 2
+        assert 0 < kill["gap_ms"] <= kill["task_gap_ms"]
+        assert kill["caught_up_s"] > 0
+    assert found["gap_ms"]["max"] == max(kill["gap_ms"] for kill in found["kills"])
+
+
+def test_gaps_are_those_between_completed_operations() -> None:
+    gaps = Gaps(2, 10.0)
+    gaps.completed(0, 11.0)
+    gaps.completed(1, 11.5)
+    gaps.completed(0, 13.0)
+    assert gaps.take(13.0) == (1.5, 2.0)
+    gaps.completed(1, 13.25)
+    assert gaps.take(14.0) == (0.75, 1.75)  # the first gap of task 1 began before, and counts
+    assert gaps.take(20.0) == (6.75, 7.0)  # what has not ended yet counts too
+
+
+def test_a_recovery_is_measured() -> None:
+    found = measured("recovery", "--operations", "3000")
+    assert found["operations"] == 3000
+    assert len(found["disks"]) == len(found["memory_bytes"]) == 3
+    assert all(disk["segments"] >= 1 for disk in found["disks"])
+    assert found["one_s"] > 0 and found["all_s"] > 0
+
+
+def test_the_cost_of_a_snapshot_is_measured() -> None:
+    """With small segments a small state is snapshotted often."""
+    found = measured(
+        "snapshot", "--state-mib", "1", "--tasks", "4", "--rate", "100",
+        COTERIE_SEGMENT_BYTES=str(1024 * 1024),
+    )  # fmt: skip
+    assert found["snapshot_bytes"] >= 1024 * 1024
+    assert found["locks"] >= 4000
+    for phase in ("before", "snapshot", "filling"):
+        assert found[phase]["p99_ms"] <= found[phase]["max_ms"]
+    assert found["before"]["operations"] and found["filling"]["operations"]
+    assert found["filled_s"] > 0
