@@ -177,7 +177,7 @@ def remove(name: str, endpoints: str, wait: bool, timeout: float | None, as_json
     if as_json:
         click.echo(json.dumps({"node": name, "removed": row is None}))
     elif row is None:
-        click.echo(f"{name} is no member any more; end it where it runs, and delete its data")
+        click.echo(f"{name} is no member any more: it ends by itself; then delete its data")
     else:
         click.echo(f"{name} leaves: its partitions move away; look with: coterie member ls")
 
