@@ -57,7 +57,8 @@ def keep_snapshot(directory: Path) -> Path:
     stream = list(encode(header, [("session", [b"one", b"two"]), ("lock", [b"three"])]))
     digest = new_digest()
     store = SnapshotStore(FileDisk(directory / "snapshots", reserve_bytes=0, hold=False))
-    name = store.begin(0)
+    name = store.new_name(0)
+    store.begin(name)
     for item in stream:
         digest.update(item)
         store.append(name, item, sync=False)
