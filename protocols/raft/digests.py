@@ -45,7 +45,7 @@ class Digests:
 
     def on_digested(self, number: GroupId, index: int, digest: bytes) -> None:
         """Our state at `index` was hashed: tell every member."""
-        self.busy = None
+        self.dropped(number)
         group = self.groups.get(number)
         if group is None:
             return
@@ -60,6 +60,11 @@ class Digests:
         member = group.members.get(sender)
         if member is not None and member.incarnation == message.incarnation:
             self._compare(group, sender, message.index, message.digest)
+
+    def dropped(self, number: GroupId) -> None:
+        """The group's state is hashed, or will not be any more."""
+        if self.busy == number:
+            self.busy = None
 
     def forget(self, number: GroupId) -> None:
         """The node gives up its copy of a group."""

@@ -111,7 +111,9 @@ class Snapshots:
         while self._given_up and self._given_up[0][0] <= self.turn.durable:
             _, number = self._given_up.pop(0)
             if number not in self.groups:  # else its next snapshot takes their place
-                self.turn.port.drop(number)
+                self.turn.port.drop(number)  # and whatever of it is under way
+                self.saving = None if self.saving == number else self.saving
+                self.turn.digests.dropped(number)
         if self.released and next(self.released[0], self) is self:
             self.released.popleft()
         if self.saving is not None:

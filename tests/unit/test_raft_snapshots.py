@@ -335,6 +335,30 @@ def test_one_group_is_saved_at_a_time() -> None:
     assert saved == [g for g in raft.groups if raft.groups[g].replica.applied]
 
 
+def test_a_group_given_up_while_it_is_saved_does_not_stop_the_others() -> None:
+    settings = Settings(tail_bytes=0, digest_operations=4, partitions=1)
+    world = World(1, groups=2, settings=settings)
+    world.advance(1.0)
+    raft, port = world.nodes["n1"], world.ports["n1"]
+    fill(world, 1)
+    world.autosync = False
+    raft.turn.snapshots.want(world.group("n1", 1))
+    world.propose("n1", "a", "b", "c", "d", group=1)
+    world.sync("n1")
+    assert raft.turn.snapshots.saving == raft.turn.digests.busy == 1
+    port.tasks = []  # as the disk does when it is told to drop the group
+    raft.holding.give_up(1, world.group("n1", 1).commit)
+    world.flush("n1")
+    assert port.tasks == [], "its files stay until the record is durable"
+    world.sync("n1")
+    assert [task for task, _ in port.tasks] == ["drop"]
+    assert raft.turn.snapshots.saving is raft.turn.digests.busy is None
+    world.work("n1")
+    raft.turn.snapshots.want(world.group("n1"))
+    world.flush("n1")
+    assert raft.turn.snapshots.saving == 0
+
+
 def test_a_group_that_grew_is_saved_by_itself() -> None:
     world = World(3, settings=Settings(snapshot_bytes=600))
     world.elect("n1")
