@@ -27,16 +27,18 @@ NODES = 3
 LOOK_S = 0.002
 """Between two looks at who leads."""
 
-HEAD = ("kill", "node", "longest gap", "of one task", "new leader", "caught up")
+HEAD = ("kill", "node", "longest gap", "began after", "of one task", "new leader", "caught up")
 
 
 class Kill(msgspec.Struct, frozen=True):
-    """What one kill cost. `gap_ms`: the longest time in which no task completed an operation;
-    `task_gap_ms`: in which one task completed none; `leader_ms`: from the signal until a survivor
-    led; `caught_up_s`: from the restart of the node until it had applied what the others had."""
+    """What one kill cost. `gap_ms`: the longest time in which no task completed an operation,
+    `gap_at_ms` after the signal; `task_gap_ms`: in which one task completed none; `leader_ms`:
+    from the signal until a survivor led; `caught_up_s`: from the restart of the node until it had
+    applied what the others had."""
 
     node: str
     gap_ms: float
+    gap_at_ms: float
     task_gap_ms: float
     leader_ms: float
     caught_up_s: float
@@ -50,12 +52,14 @@ class Gaps:
         """Completed operations by task."""
         self._last = [now] * tasks
         self._last_of_all = now
-        self._longest = self._longest_of_all = 0.0
+        self._longest = self._longest_of_all = self.began = 0.0
+        """`began`: when the longest gap of all began."""
 
     def completed(self, task: int, now: float) -> None:
         """Task number `task` completed an operation at `now`."""
         self._longest = max(self._longest, now - self._last[task])
-        self._longest_of_all = max(self._longest_of_all, now - self._last_of_all)
+        if now - self._last_of_all > self._longest_of_all:
+            self._longest_of_all, self.began = now - self._last_of_all, self._last_of_all
         self._last[task] = self._last_of_all = now
         self.done[task] += 1
 
@@ -109,6 +113,7 @@ class Failover:
         return Kill(
             f"node{leader + 1}",
             round(gap_s * 1000, 1),
+            round((gaps.began - began) * 1000, 1),
             round(task_gap_s * 1000, 1),
             round(leader_s * 1000, 1),
             round(caught_up_s, 3),
@@ -191,8 +196,9 @@ def failover(kills: int, signal: str, tasks: int, durability: str, as_json: bool
     def tell(number: int, kill: Kill) -> None:
         if not as_json:
             cells = (
-                number, kill.node, f"{kill.gap_ms:,.0f} ms", f"{kill.task_gap_ms:,.0f} ms",
-                f"{kill.leader_ms:,.0f} ms", f"{kill.caught_up_s:.1f} s",
+                number, kill.node, f"{kill.gap_ms:,.0f} ms", f"{kill.gap_at_ms:,.0f} ms",
+                f"{kill.task_gap_ms:,.0f} ms", f"{kill.leader_ms:,.0f} ms",
+                f"{kill.caught_up_s:.1f} s",
             )  # fmt: skip
             click.echo(row(cells))
 
