@@ -16,6 +16,7 @@ from raft_world import World
 
 from coterie.protocols.raft import messages
 from coterie.protocols.raft.settings import Settings
+from coterie.protocols.records import Member
 
 CASES = sorted((Path(__file__).resolve().parents[1] / "cases").glob("*.txt"))
 
@@ -60,9 +61,9 @@ class Conversation:
         """The election timer of a node runs out."""
         self.world.fire(name)
 
-    def do_elect(self, name: str) -> None:
+    def do_elect(self, name: str, **options: str) -> None:
         """An election without its conversation."""
-        self.world.elect(name)
+        self.world.elect(name, int(options.get("group", 0)))
         self.world.beat(name)
         self.world.settle()
         self.world.trace = []
@@ -121,6 +122,30 @@ class Conversation:
         """Its disk is lost."""
         self.world.wipe(name, int(incarnation))
 
+    def do_members(self, name: str, *voters: str, **options: str) -> None:
+        """A leader proposes other members: `members n1 n1 n2 learner=n3 group=1`."""
+        learners = filter(None, options.get("learner", "").split(","))
+        wanted = [(node, True) for node in voters] + [(node, False) for node in learners]
+        members = [Member(node, self.world.incarnations[node], voter) for node, voter in wanted]
+        refused = self.world.nodes[name].reconfigure(int(options.get("group", 0)), members)
+        assert refused is None, refused
+        self.world.flush(name)
+
+    def do_policy(self, *, promote: str) -> None:
+        """`policy promote=no`: learners stay learners."""
+        assert promote == "no"
+        self.world.turn_off_promotion()
+
+    def do_give_up(self, name: str, group: str, floor: str) -> None:
+        """A node gives its copy of a group up: the configuration at `floor` does without it."""
+        self.world.nodes[name].holding.give_up(int(group), int(floor))
+        self.world.flush(name)
+
+    def do_begin(self, name: str, group: str) -> None:
+        """A node begins an empty copy of a group."""
+        self.world.nodes[name].holding.begin(int(group))
+        self.world.flush(name)
+
     def do_hold(self) -> None:
         """From now on a write is durable only when told: `sync n1`."""
         self.world.autosync = False
@@ -128,16 +153,19 @@ class Conversation:
     def do_sync(self, name: str) -> None:
         self.world.sync(name)
 
-    def do_show(self) -> list[str]:
-        """Where every node stands."""
+    def do_show(self, number: str = "0") -> list[str]:
+        """Where every node stands in a group."""
         lines = []
-        for name in self.world.nodes:
-            group = self.world.group(name)
+        for name, raft in self.world.nodes.items():
+            group = raft.groups.get(int(number))
+            if group is None:
+                lines.append(f"{name}: holds no copy")
+                continue
             members = ", ".join(
                 f"{m.node}#{m.incarnation}{'' if m.voter else ' learner'}"
                 for m in group.members.values()
             )
-            terms = ",".join(map(str, self.world.terms(name)))
+            terms = ",".join(map(str, self.world.terms(name, int(number))))
             lines.append(
                 f"{name}: {group.role.value} term {group.term} log {terms or 'empty'} "
                 f"commit {group.commit} members {members or 'unknown'}"
