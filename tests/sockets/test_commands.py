@@ -86,7 +86,8 @@ def test_status_is_a_table_or_json(ups: Ups) -> None:
     assert header.split()[:3] == ["NODE", "ENDPOINT", "ROLE"]
     assert [row.split()[0] for row in rows[:3]] == ["node1", "node2", "node3"]
     assert sorted(row.split()[2] for row in rows[:3]) == ["follower", "follower", "leader"]
-    assert rows[-1].endswith("leads; 3 of 3 nodes answer")
+    assert rows[4].endswith("leads; 3 of 3 nodes answer")
+    assert "partitions" in rows[-1]
     assert all("fsync" in row and "MiB" in row for row in rows[:3])
     found = ups.status()
     assert found["quorum"] is True
@@ -98,7 +99,7 @@ def test_status_is_a_table_or_json(ups: Ups) -> None:
 def test_one_reachable_node_is_enough_for_status(ups: Ups) -> None:
     done = ups.run("status", "--endpoints", f"tcp://127.0.0.1:{ups.port + 1}")
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 6
+    assert "3 of 3 nodes answer" in done.stdout
 
 
 def test_kill_is_reported_and_restart_heals(ups: Ups) -> None:
