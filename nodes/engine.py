@@ -79,6 +79,8 @@ class Engine:
         self.replicas = replicas
         self.now = 0.0
         self.dropped: dict[str, int] = {}
+        self.proposals = self.reads = 0
+        """Commands proposed and reads asked for by plugins, for figures."""
         self._introductions = introductions
         self._plugins: dict[str, Plugin] = {plugin.name: plugin for plugin in plugins}
         self._plugins[log.name] = log
@@ -193,7 +195,13 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """What each plugin says of itself, by name."""
         plugins = {name: plugin.status() for name, plugin in self._plugins.items()}
-        return {"node": self.identity.node, "cluster": self.identity.cluster, **plugins}
+        return {
+            "node": self.identity.node,
+            "cluster": self.identity.cluster,
+            "proposals": self.proposals,
+            "reads": self.reads,
+            **plugins,
+        }
 
     def _drop(self, cause: str) -> None:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1
@@ -236,9 +244,11 @@ class EnginePort:
         self._engine._tell(client, hint)
 
     def propose(self, group: GroupId, command: Command, token: Any) -> None:
+        self._engine.proposals += 1
         self._engine.log.propose(self._plugin, group, command, token)
 
     def read(self, group: GroupId, token: Any) -> None:
+        self._engine.reads += 1
         self._engine.log.read(self._plugin, group, token)
 
     def machine(self, group: GroupId) -> StateMachine:

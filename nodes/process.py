@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -33,6 +34,7 @@ from ..protocols.registry import BadPlugin, BrokenDistribution
 from . import identity as identities
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
+from .counters import Counters
 from .disk import DirectoryInUse, DiskError, DiskFull
 from .engine import Effects, Engine
 from .identity import ForeignDirectory, UnreadableIdentity
@@ -78,8 +80,8 @@ class NodeProcess:
         self._leaving_until: float | None = None
         self._disk_full: Failure | None = None
         self._connected: dict[str, Member] = {}
-        self._turns = self._operations = self._turn_s_max = 0.0
-        self._dropped: dict[str, int] = {}
+        self._counters = Counters()
+        self._began_s = monotonic_s()
 
         plugins = installed()
         self._codec = bus_codec(plugins)
@@ -196,7 +198,7 @@ class NodeProcess:
         slow_disk = DISK_IS_SLOW if self._writer.backlog > BACKLOG_RECORDS else None
         self.engine.refusing = self._disk_full or slow_disk
         self._receive_peers()
-        self._receive_clients(began + RECEIVING_S)
+        operations = self._receive_clients(began)
         if self._leaving_until is not None and (
             self.engine.log.transfer() or began >= self._leaving_until
         ):
@@ -204,9 +206,8 @@ class NodeProcess:
         if self._disk_full is not None:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
-        self._turns += 1
         ended = monotonic_s()
-        self._turn_s_max = max(self._turn_s_max, ended - began)
+        self._counters.turn(ended - began, operations)
         if self._sockets.pending():
             self._schedule()
         self._set_timer(ended)
@@ -249,8 +250,9 @@ class NodeProcess:
                 foreign=cluster != engine.identity.cluster,
             )
 
-    def _receive_clients(self, until: float) -> None:
-        engine = self.engine
+    def _receive_clients(self, began: float) -> int:
+        """How many operations came."""
+        engine, until = self.engine, began + RECEIVING_S
         frames = operations = 0
         while frames < FRAMES_A_TURN and operations < OPERATIONS_A_TURN and monotonic_s() < until:
             received = self._sockets.receive_clients(32)
@@ -276,11 +278,12 @@ class NodeProcess:
                         ask.sequences,
                         ask.operations,
                         route,
+                        began,
                     )
                 )
             if len(received) < 32:
                 break
-        self._operations += operations
+        return operations
 
     # Effects
 
@@ -293,9 +296,11 @@ class NodeProcess:
         if effects.messages:
             self._send_peers(effects)
         if effects.answers:
+            self._counters.answered(effects.answers, monotonic_s())
             self._send_answers(effects)
         identity = self.engine.identity
         for route, plugin, hints in effects.hints:
+            self._counters.hinted(plugin, hints)
             for frame in self._codec.encode_tell(plugin, identity.cluster, hints):
                 self._sockets.send_client(route, frame)
         if effects.stop is not None:
@@ -386,30 +391,29 @@ class NodeProcess:
             self._stopped.set_result(code)
 
     def _drop(self, cause: str) -> None:
-        self._dropped[cause] = self._dropped.get(cause, 0) + 1
+        self._counters.dropped[cause] += 1
 
     def status(self) -> dict[str, Any]:
-        """What `coterie status` shows of this node, of JSON types."""
+        """What this node says of itself, of JSON types; `metrics.py` makes metrics of it."""
+        p50_s, p99_s = self._writer.write_times()
         return {
             **self.engine.status(),
             "process": {
                 "pid": os.getpid(),
+                "up_s": round(monotonic_s() - self._began_s, 3),
                 "memory_bytes": resident_bytes(),
                 "cpu_s": round(processor_s(), 3),
                 "durability": self.configuration.durability,
                 "insecure": self.configuration.insecure,
                 "client_endpoint": self._sockets.clients_endpoint,
-                "turns": int(self._turns),
-                "operations": int(self._operations),
-                "turn_ms_max": round(self._turn_s_max * 1000, 3),
-                "log_write_ms_p50": round(self._writer.write_times()[0] * 1000, 3),
-                "log_write_ms_p99": round(self._writer.write_times()[1] * 1000, 3),
+                **self._counters.status(),
+                "log_write_ms_p50": round(p50_s * 1000, 3),
+                "log_write_ms_p99": round(p99_s * 1000, 3),
                 "log_backlog": self._writer.backlog,
-                "dropped": {
-                    **self._dropped,
-                    **self.engine.dropped,
-                    **dict(self._sockets.counters),
-                },
+                "bus": self._sockets.traffic(),
+                "dropped": dict(
+                    self._counters.dropped + Counter(self.engine.dropped) + self._sockets.counters
+                ),
             },
         }
 

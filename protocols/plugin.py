@@ -98,7 +98,8 @@ class Command(msgspec.Struct, gc=False):
 class Request(msgspec.Struct, gc=False):
     """One frame of one client for one plugin and group: operations and queries, numbered.
 
-    `route` is opaque: where the answers go.
+    `route` is opaque: where the answers go. `received_s` is when the frame came, on the clock of
+    whoever drives the engine, for its figures only.
     """
 
     plugin: str
@@ -110,6 +111,7 @@ class Request(msgspec.Struct, gc=False):
     sequences: Sequence[int]
     operations: Sequence[Operation | Query]
     route: Any = None
+    received_s: float = 0.0
 
 
 class Moment(msgspec.Struct, gc=False):

@@ -143,6 +143,7 @@ class LockPlugin(Replicated):
         return {
             "held": len(table.holders),
             "contended": len(table.waits),
+            "waits": sum(map(len, table.waits.values())),
             "deferred": len(table.deferred),
         }
 

@@ -72,6 +72,8 @@ class SessionTable:
         self.by_client: dict[ClientId, SessionId] = {}
         self.ending: dict[SessionId, bool] = {}
         """Ended sessions whose things are not all let go; true if they expired."""
+        self.ended = self.expired_ever = 0
+        """Sessions ended by clients and by deadlines, for figures: no part of the state."""
         # One (deadline, session) per session, at or before its real deadline: derived, so that
         # a keep-alive costs nothing here.
         self._heap: list[tuple[int, SessionId]] = []
@@ -238,6 +240,10 @@ class SessionTable:
         del self.by_client[session.client]
         del self.replica.windows[number]
         self.ending[number] = expired
+        if expired:
+            self.expired_ever += 1
+        else:
+            self.ended += 1
         self._let_go(moment, number, limit)
 
     def _let_go(self, moment: Moment, number: SessionId, limit: int) -> None:

@@ -161,7 +161,12 @@ class SessionPlugin(Replicated):
 
     def status(self) -> dict[str, Any]:
         table = self._table()
-        return {"sessions": len(table.sessions), "ending": len(table.ending)}
+        return {
+            "sessions": len(table.sessions),
+            "ending": len(table.ending),
+            "ended": table.ended,
+            "expired": table.expired_ever,
+        }
 
     def _on_pulse(self, request: Request) -> None:
         pulse = request.operations[0]

@@ -408,4 +408,4 @@ class TestDeadlines:
             port.commit()
             rounds += 1
         assert rounds == 2 and not port.group.locks.holders and not port.group.sessions.ending
-        assert port.plugin.status() == {"sessions": 0, "ending": 0}
+        assert port.plugin.status() == {"sessions": 0, "ending": 0, "ended": 0, "expired": 1}
