@@ -109,10 +109,15 @@ class Counters:
                 counted = self._answers[request.plugin] = Answers()
             counted.seconds.observe(now - request.received_s)
             kinds = counted.kinds
-            failures = kinds[Failure]
-            for result in results:
-                kinds[type(result)] += 1
-            if kinds[Failure] != failures:
+            if len(results) == 1:
+                kind = type(results[0])
+                kinds[kind] = kinds.get(kind, 0) + 1
+                failed = kind is Failure
+            else:  # in C: a third of the time of a loop here
+                failures = kinds.get(Failure)
+                kinds.update(map(type, results))
+                failed = kinds.get(Failure) != failures
+            if failed:
                 counted.failures.update(r.code for r in results if type(r) is Failure)
 
     def hinted(self, plugin: str, hints: Sequence[Hint]) -> None:
