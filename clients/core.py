@@ -256,7 +256,7 @@ class Core(Sessions):
 
     def _told(self, hint: Message, now: float) -> None:
         session = self.session
-        if type(hint) is not GrantedLater or session is None or hint.session != session.number:
+        if type(hint) is not GrantedLater or session is None:
             return
         call = session.waits.get(hint.wait)
         if call is None:

@@ -100,7 +100,7 @@ class Calls:
 
     def _undo_grant(self, call: Call, grant: int, now: float) -> None:
         assert isinstance(call.operation, Acquire)
-        self._undo(call, Release(call.operation.name, grant), now)
+        self._undo(call, Release(call.operation.name, grant, ask=True), now)
 
     def _undo(self, call: Call, operation: Message, now: float) -> None:
         """Send a `Cancel` or `Release` nobody waits for, until it is confirmed."""
@@ -108,6 +108,7 @@ class Calls:
             undo = Call(call.plugin, operation, waits=True, submitted_at=now)
             undo.session = call.session
             undo.target = call
+            undo.principal = call.principal
             self._unsent[call.plugin].append(undo)
 
     def _undone(self, undo: Call, target: Call) -> None:

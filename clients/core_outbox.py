@@ -109,7 +109,8 @@ class Outbox:
             renews_too = renews and start == 0
             sequence = self.draw()
             beats[sequence] = Beat(session, now, renews_too, [call for _, call in part])
-            question = Pulse(renews_too, tuple((call.plugin, wait) for wait, call in part))
+            named = tuple((call.plugin, wait) for wait, call in part)
+            question = Pulse(renews_too, named, _principals([call for _, call in part]))
             self._send("session", session.number, self._done_below(session), [sequence], [question])
         return beats
 
@@ -126,6 +127,7 @@ class Outbox:
                 done_below,
                 [call.sequence for call in batch],
                 [call.operation for call in batch],
+                principals=_principals(batch),
             )
 
     def _ask_free(self, calls: Sequence[Call]) -> None:
@@ -150,11 +152,12 @@ class Outbox:
         sequences: Sequence[int],
         operations: Sequence[object],
         not_after_us: int = 0,
+        principals: Sequence[int] = (),
     ) -> None:
         leader = self.nodes.leader
         if leader is not None:
             for frame in self._encode(
-                plugin, session, done_below, not_after_us, sequences, operations
+                plugin, session, done_below, not_after_us, sequences, operations, principals
             ):
                 self.frames.append((leader, frame))
 
@@ -166,6 +169,7 @@ class Outbox:
         not_after_us: int,
         sequences: Sequence[int],
         operations: Sequence[object],
+        principals: Sequence[int] = (),
     ) -> list[bytes]:
         return self.codec.encode_ask(
             plugin,
@@ -177,4 +181,11 @@ class Outbox:
             not_after_us,
             sequences,
             operations,
+            principals,
         )
+
+
+def _principals(calls: Sequence[Call]) -> tuple[int, ...]:
+    """For whom each call is done; empty if each is the client's own."""
+    principals = tuple([call.principal for call in calls])
+    return principals if any(principals) else ()

@@ -28,7 +28,8 @@ class Call(msgspec.Struct, eq=False):
     `waits`: it waits for its turn, so an outage does not end it. `deadline`: when it is cancelled
     on the caller's behalf. `copies`: of those sent, how many may still be applied. `target`: the
     call that this one (a `Cancel` or `Release`) undoes. `unwanted`: a parked wait nobody waits
-    for any more; it is released when it is granted.
+    for any more; it is released when it is granted. `principal`: the client for whose session it
+    is done, 0 for this one's own.
     """
 
     plugin: str
@@ -48,6 +49,7 @@ class Call(msgspec.Struct, eq=False):
     unwanted: bool = False
     target: Call | None = None
     result: Any = None
+    principal: int = 0
 
 
 class Session(msgspec.Struct, eq=False):

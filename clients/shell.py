@@ -180,7 +180,7 @@ class Shell:
             made.endpoints,
             codec_for(self._plugins),
             random.Random(random.SystemRandom().getrandbits(128)),
-            plugins=("lock", *(plugin.name for plugin in self._plugins)),
+            plugins=("session", "lock", *(plugin.name for plugin in self._plugins)),
             name=made.name,
             session_ttl=made.session_ttl,
             timeout=made.timeout,

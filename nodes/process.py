@@ -278,6 +278,7 @@ class NodeProcess:
                         ask.sequences,
                         ask.operations,
                         route,
+                        ask.principals,
                         began,
                     )
                 )

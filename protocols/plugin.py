@@ -83,7 +83,9 @@ class Command(msgspec.Struct, gc=False):
     `sequences[i]` numbers `operations[i]` within the client; answers below `done_below` are no
     longer needed. In group 0 `session` names the session that remembers the answers; 0 means the
     operations need no memory of their own. Applied in no entry later than `not_after_us` (log
-    time; 0: no bound).
+    time; 0: no bound). `principals`, if any, name per operation the client for whose session it
+    is done (0: the asker's own): numbered and remembered for who asks, it acts for another. Only
+    in group 0. Who knows the id of a client may act for it, so it is kept secret like a key.
     """
 
     plugin: str
@@ -93,6 +95,7 @@ class Command(msgspec.Struct, gc=False):
     not_after_us: int
     sequences: Sequence[int]
     operations: Sequence[Operation | Internal]
+    principals: Sequence[ClientId] = ()
 
 
 class Request(msgspec.Struct, gc=False):
@@ -111,6 +114,7 @@ class Request(msgspec.Struct, gc=False):
     sequences: Sequence[int]
     operations: Sequence[Operation | Query]
     route: Any = None
+    principals: Sequence[ClientId] = ()
     received_s: float = 0.0
 
 
@@ -119,7 +123,8 @@ class Moment(msgspec.Struct, gc=False):
 
     `number` is the operation number (unique in the group, rising for ever), `time_us` the log
     time, `client`/`session`/`sequence` who asks (zeros for `Internal`). `hints` collects what the
-    leader tells clients once the entry is applied.
+    leader tells clients once the entry is applied. `principal`: the client for whom `client` asks,
+    if it is another; `session` is then the principal's (0 if it has none).
     """
 
     number: int = 0
@@ -128,6 +133,7 @@ class Moment(msgspec.Struct, gc=False):
     session: SessionId = 0
     sequence: int = 0
     hints: list[tuple[ClientId, Hint]] = []
+    principal: ClientId = 0
 
     def tell(self, client: ClientId, hint: Hint) -> None:
         self.hints.append((client, hint))
@@ -351,6 +357,7 @@ class Replicated:
             request.not_after_us,
             request.sequences,
             request.operations,  # type: ignore[arg-type]
+            request.principals,
         )
 
     def on_applied(self, group: GroupId, token: Any, results: Sequence[Result]) -> None:

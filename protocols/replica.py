@@ -53,6 +53,13 @@ WINDOWS_DROPPED_MAX = 1_000
 MEMORYLESS = -1
 """A sequence number that asks for no memory: the operation is harmless when repeated."""
 
+SESSIONS = "session"
+"""The plugin that knows which session a client has, and alone acts for one that has none."""
+
+NO_PRINCIPAL = Failure(
+    Code.PERMISSION_DENIED, "no session is known by this id (any more); open another"
+)
+
 Reply: TypeAlias = list[Result]
 
 
@@ -66,6 +73,7 @@ class Payload(msgspec.Struct, array_like=True, gc=False):
     not_after_us: int
     sequences: list[int]
     operations: msgspec.Raw
+    principals: list[int] = []
 
 
 class CommandCodec:
@@ -98,6 +106,7 @@ class CommandCodec:
                 outer.not_after_us,
                 outer.sequences,
                 self._inner[outer.plugin].decode(outer.operations),
+                outer.principals,
             )
             for outer in self._outer.decode(payload)
         ]
@@ -186,7 +195,7 @@ class Replica:
         if 0 < command.not_after_us < moment.time_us:
             late = Failure(Code.STALE_REQUEST, "the request came after its time; send it anew")
             return [late] * len(operations)
-        moment.client, moment.session = command.client, command.session
+        moment.client, moment.session, moment.principal = command.client, command.session, 0
         machine = self.machines.get(command.plugin)
         if machine is None:
             unknown = Failure(Code.UNKNOWN_PLUGIN, f"{command.plugin!r} keeps nothing here")
@@ -199,9 +208,12 @@ class Replica:
         if command.done_below > window.done_below:
             window.forget_below(command.done_below)
         done_below, answers, apply = window.done_below, window.answers, machine.apply
+        principals = iter(command.principals)
         replies: Reply = []
         for sequence, operation in zip(command.sequences, operations, strict=True):
             result: Result | None
+            if command.principals:
+                self._act_for(next(principals), command.session)
             if type(operation) is Cancel:
                 result = self._cancel(machine, window, operation)
             elif sequence == MEMORYLESS:
@@ -217,9 +229,24 @@ class Replica:
                     else:
                         moment.number += 1
                         moment.sequence = sequence
-                        result = answers[sequence] = apply(moment, operation)
+                        if moment.principal and not moment.session and command.plugin != SESSIONS:
+                            result = NO_PRINCIPAL
+                        else:
+                            result = apply(moment, operation)
+                        answers[sequence] = result
             replies.append(result)
         return replies
+
+    def _act_for(self, principal: ClientId, session: SessionId) -> None:
+        """The next operation is done for the session of `principal`; 0: for the asker's own."""
+        moment = self.moment
+        moment.principal = principal
+        moment.session = self.session_of(principal) if principal else session
+
+    def session_of(self, client: ClientId) -> SessionId:
+        """The session a client has in this group; 0 if it has none."""
+        sessions: Any = self.machines.get(SESSIONS)
+        return sessions.by_client.get(client, 0) if sessions is not None else 0
 
     def _window(self, command: Command) -> Window | Failure | None:
         """The memory the command counts on: None if it needs none."""

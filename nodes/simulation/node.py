@@ -236,6 +236,7 @@ class SimulatedNode:
                     envelope.sequences,
                     envelope.operations,
                     sender,
+                    principals=envelope.principals,
                 )
             )
 

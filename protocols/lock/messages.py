@@ -13,13 +13,15 @@ from ..plugin import Hint, Internal, Message, Operation, Query, Result
 class Acquire(Operation, frozen=True, tag=0):
     """Ask for a lock. `wait` false: answer WOULD_BLOCK instead of queueing. `owner` names who asks
     within the session (0: the grant itself), for the wait-for graph. `lock_delay_us`: how long
-    nobody gets the lock after this session expired while holding it."""
+    nobody gets the lock after this session expired while holding it. `once`: the session has one
+    such claim of a lock; who asks again is given that one, and counts on it too."""
 
     name: str
     shared: bool = False
     wait: bool = True
     owner: int = 0
     lock_delay_us: int = 0
+    once: bool = False
 
 
 class Granted(Result, frozen=True, tag=1):
@@ -36,10 +38,14 @@ class Queued(Result, frozen=True, tag=2):
 
 
 class Release(Operation, frozen=True, tag=3):
-    """Release a grant of this session; NOT_HELD if it does not hold it."""
+    """Release a grant of this session; NOT_HELD if it does not hold it. `grant` 0: the one asked
+    for by `once`. `token`, if not 0: only if the grant has it. `ask`: one of those who asked for it
+    counts on it no more; it is released when none is left."""
 
     name: str
     grant: int
+    token: int = 0
+    ask: bool = False
 
 
 class Released(Result, frozen=True, tag=4):

@@ -152,6 +152,8 @@ class LockPlugin(Replicated):
         kept = [n for n in range(len(request.operations)) if n not in refused]
         command.sequences = [command.sequences[n] for n in kept]
         command.operations = [command.operations[n] for n in kept]
+        if command.principals:
+            command.principals = [command.principals[n] for n in kept]
         self.port.propose(CONTROL, command, _Checked(request, refused))
 
     def _refuse(self, request: Request, failure: Failure) -> None:

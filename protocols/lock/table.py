@@ -23,6 +23,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ..errors import Code
 from ..plugin import ClientId, Failure, Moment, Result, SessionId
@@ -65,11 +66,15 @@ _LOCK_FULL = Failure(
     Code.BUSY, f"{WAITS_PER_LOCK_MAX} wait for this lock or hold it already; retry later"
 )
 _TABLE_FULL = Failure(Code.BUSY, f"{LOCKS_MAX} locks are held; release some and retry")
+_OTHER_MODE = Failure(
+    Code.SETTINGS_DIFFER, "the session has this lock in the other mode; release it first"
+)
 _RELEASED = Released()
 
 
 class Claim(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A grant, or a wait while `token` is 0. `number` (of the Acquire) names it."""
+    """A grant, or a wait while `token` is 0. `number` (of the Acquire) names it. `asks`: how many
+    count on a claim that was asked for with `once`; 0 for any other."""
 
     number: int
     session: SessionId
@@ -79,6 +84,7 @@ class Claim(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: int
     lock_delay_us: int
     token: int
+    asks: int = 0
 
 
 class LockTable:
@@ -92,6 +98,8 @@ class LockTable:
         self.holders: dict[str, dict[int, Claim]] = {}
         self.waits: dict[str, dict[int, Claim]] = {}
         """By lock, in order of number, which is the order they came in."""
+        self.once: dict[tuple[SessionId, str], int] = {}
+        """The claims asked for with `once`, by session and lock."""
         self._deferrals: list[tuple[int, str]] = []
         self._apply: dict[type[Any], Callable[[Moment, Any], Result]] = {
             Acquire: self._acquire,
@@ -137,7 +145,7 @@ class LockTable:
             return
         claims = self.claims.get(moment.session)
         claim = claims.get(number) if claims else None
-        if claims and claim is not None:
+        if claims and claim is not None and not self._still_wanted(claims, claim):
             self._let_go(moment, claims, claim, expired=False)
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
@@ -175,7 +183,7 @@ class LockTable:
         return _chunks(claims, list(self.deferred.items()))
 
     def restore(self, chunks: Iterable[bytes]) -> None:
-        self.claims, self.deferred, self.holders, self.waits = {}, {}, {}, {}
+        self.claims, self.deferred, self.holders, self.waits, self.once = {}, {}, {}, {}, {}
         for chunk in chunks:
             kind, rows = msgspec.msgpack.decode(chunk)
             if kind == 0:
@@ -190,6 +198,8 @@ class LockTable:
         for claim in sorted(everything, key=lambda claim: claim.number):
             index = self.holders if claim.token else self.waits
             index.setdefault(claim.name, {})[claim.number] = claim
+            if claim.asks:
+                self.once[claim.session, claim.name] = claim.number
         self._rebuild_deferrals()
 
     def check(self) -> None:
@@ -203,6 +213,8 @@ class LockTable:
                     assert (claim.number, claim.name, claim.token > 0) == (number, name, granted)
                 indexed.update(claims)
         assert indexed == flat, "the indexes hold the claims of the sessions and nothing else"
+        once = {(c.session, c.name): c.number for c in flat.values() if c.asks}
+        assert once == self.once and len(once) == sum(c.asks > 0 for c in flat.values())
         for session, claims in self.claims.items():
             assert list(claims) == sorted(claims)
             assert session in self._sessions.sessions or session in self._sessions.ending
@@ -218,6 +230,8 @@ class LockTable:
 
     def _acquire(self, moment: Moment, operation: Acquire) -> Result:
         session = moment.session
+        if operation.once and (session, operation.name) in self.once:
+            return self._ask_again(moment, operation)
         claims = self.claims.get(session)
         if claims is None:
             if session == 0:
@@ -249,8 +263,11 @@ class LockTable:
             operation.owner,
             operation.lock_delay_us,
             token,
+            int(operation.once),
         )
         holders[number] = claims[number] = claim
+        if operation.once:
+            self.once[session, name] = number
         return Granted(number, token)
 
     def _wait(self, moment: Moment, operation: Acquire, claims: dict[int, Claim]) -> Result:
@@ -271,15 +288,48 @@ class LockTable:
             operation.owner,
             operation.lock_delay_us,
             0,
+            int(operation.once),
         )
+        if operation.once:
+            self.once[moment.session, name] = number
         return Queued(number)
 
+    def _ask_again(self, moment: Moment, operation: Acquire) -> Result:
+        """The session has a claim of this lock: one more counts on it, and is told how it stands."""
+        claims = self.claims[moment.session]
+        claim = claims[self.once[moment.session, operation.name]]
+        if claim.shared != operation.shared:
+            return _OTHER_MODE
+        if not claim.token and not operation.wait:
+            return _WOULD_BLOCK
+        self._replace(claims, replace(claim, client=moment.client, asks=claim.asks + 1))
+        return Granted(claim.number, claim.token) if claim.token else Queued(claim.number)
+
+    def _still_wanted(self, claims: dict[int, Claim], claim: Claim) -> bool:
+        """One that asked for the claim gives up; whether others count on it."""
+        if claim.asks <= 1:
+            return False
+        self._replace(claims, replace(claim, asks=claim.asks - 1))
+        return True
+
+    def _replace(self, claims: dict[int, Claim], claim: Claim) -> None:
+        index = self.holders if claim.token else self.waits
+        claims[claim.number] = index[claim.name][claim.number] = claim
+
     def _release(self, moment: Moment, operation: Release) -> Result:
-        name, number = operation.name, operation.grant
+        name, session = operation.name, moment.session
+        number = operation.grant or self.once.get((session, name), 0)
         holders = self.holders.get(name)
-        claims = self.claims.get(moment.session)
+        claims = self.claims.get(session)
         if holders is None or claims is None or number not in claims or number not in holders:
             return _NOT_HELD
+        claim = claims[number]
+        if operation.token and operation.token != claim.token:
+            return _NOT_HELD
+        if operation.ask and self._still_wanted(claims, claim):
+            return _RELEASED
+        if claim.asks:
+            del self.once[session, name]
         del claims[number]
         if len(holders) == 1:
             del self.holders[name]
@@ -297,6 +347,8 @@ class LockTable:
         index = self.holders if claim.token else self.waits
         beside = index[name]
         del claims[claim.number], beside[claim.number]
+        if claim.asks:
+            del self.once[claim.session, name]
         if not beside:
             del index[name]
         if expired and claim.token and claim.lock_delay_us:
@@ -351,6 +403,7 @@ class LockTable:
                 wait.owner,
                 wait.lock_delay_us,
                 token,
+                wait.asks,
             )
             moment.tell(wait.client, GrantedLater(session, number, token))
         if not waiting:

@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import Code
 from ..plugin import ClientId, Failure, Moment, Result, SessionId
-from ..replica import Replica, Window
+from ..replica import NO_PRINCIPAL, Replica, Window
 from .messages import (
     EmptySession,
     EndSession,
@@ -50,7 +50,6 @@ _BUSY = Failure(Code.BUSY, f"the cluster has {SESSIONS_MAX} sessions; close some
 _MISDIRECTED = Failure(Code.PERMISSION_DENIED, "the session belongs to another client")
 _EXPIRED = Failure(Code.SESSION_EXPIRED, "the session has ended; open a new one")
 _ENDED = SessionEnded()
-_KEPT_ALIVE = KeptAlive()
 
 
 class Session(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -176,7 +175,8 @@ class SessionTable:
     def _open(self, moment: Moment, operation: OpenSession) -> Result:
         if not TTL_MIN_US <= operation.ttl_us <= TTL_MAX_US:
             return Failure(Code.MALFORMED, "session_ttl must be from 1 second to 1 hour")
-        older = self.by_client.get(moment.client)
+        client = moment.principal or moment.client
+        older = self.by_client.get(client)
         if older is not None:
             session = self.sessions[older]
             if operation.attempt == session.attempt:
@@ -188,10 +188,10 @@ class SessionTable:
             return _BUSY
         number, deadline_us = moment.number, moment.time_us + operation.ttl_us
         self.sessions[number] = Session(
-            number, moment.client, operation.attempt, operation.ttl_us, deadline_us, operation.name
+            number, client, operation.attempt, operation.ttl_us, deadline_us, operation.name
         )
-        self.by_client[moment.client] = number
-        self.replica.windows[number] = Window(client=moment.client, answers={})
+        self.by_client[client] = number
+        self.replica.windows[number] = Window(client=client, answers={})
         if len(self._heap) > 2 * len(self.sessions) + STEP:
             self._rebuild_heap()
         else:
@@ -201,7 +201,7 @@ class SessionTable:
     def _keep_alive(self, moment: Moment, operation: KeepAlive) -> Result:
         session = self.sessions.get(moment.session)
         if session is None:
-            return _EXPIRED
+            return NO_PRINCIPAL if moment.principal else _EXPIRED
         self.sessions[session.number] = Session(
             session.number,
             session.client,
@@ -210,12 +210,13 @@ class SessionTable:
             moment.time_us + session.ttl_us,
             session.name,
         )
-        return _KEPT_ALIVE
+        return KeptAlive(session.ttl_us)
 
     def _end_by_client(self, moment: Moment, operation: EndSession) -> Result:
-        session = self.sessions.get(operation.session)
+        own = moment.session if moment.principal else 0
+        session = self.sessions.get(operation.session or own)
         if session is not None:
-            if session.client != moment.client:
+            if session.client != (moment.principal or moment.client):
                 return _MISDIRECTED
             self._end(moment, session.number, expired=False, limit=STEP)
         return _ENDED

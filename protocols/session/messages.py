@@ -48,12 +48,15 @@ class KeepAlive(Operation, frozen=True, tag=4):
 
 
 class KeptAlive(Result, frozen=True, tag=5):
-    pass
+    """The session lives for `ttl_us` from now (0: not told)."""
+
+    ttl_us: int = 0
 
 
 class EndSession(Operation, frozen=True, tag=6):
     """End the session of the request: its locks go at once. An unknown session is ended already.
-    Sent with `session` = 0 in the request and the session here (MEMORYLESS): repeatable."""
+    Sent with `session` = 0 in the request and the session here (MEMORYLESS): repeatable. For a
+    principal `session` may be 0: whichever it has."""
 
     session: int
 
@@ -77,10 +80,12 @@ class EmptySession(Internal, frozen=True, tag=9):
 
 class Pulse(Query, frozen=True, tag=10):
     """A client with something open asks every 333 ms. `keep_alive`: also renew the session of the
-    request. `waits`: the (plugin, operation number) of its open waits, at most 1,000 a frame."""
+    request. `waits`: the (plugin, operation number) of its open waits, at most 1,000 a frame;
+    `principals`, if any: per wait the client in whose session it stands, 0 for the asker's own."""
 
     keep_alive: bool
     waits: tuple[tuple[str, int], ...] = ()
+    principals: tuple[int, ...] = ()
 
 
 class Pulsed(Result, frozen=True, tag=11):

@@ -172,6 +172,9 @@ class SessionPlugin(Replicated):
         pulse = request.operations[0]
         if len(request.operations) != 1 or type(pulse) is not Pulse:
             self._refuse(request, Failure(Code.MALFORMED, "a pulse is sent in a frame of its own"))
+        elif len(pulse.principals) not in (0, len(pulse.waits)):
+            text = "a pulse names a principal for each wait or for none"
+            self._refuse(request, Failure(Code.MALFORMED, text))
         elif len(pulse.waits) > WAITS_MAX:
             text = f"a pulse asks about at most {WAITS_MAX} waits; send several"
             self._refuse(request, Failure(Code.MALFORMED, text))
@@ -189,11 +192,13 @@ class SessionPlugin(Replicated):
         alive = table.alive(request.session, request.client)
         machines, moment = table.replica.machines, self.port.moment(CONTROL)
         news: list[tuple[int, int]] = []
-        for plugin, number in pulse.waits:
+        principals = pulse.principals or (0,) * len(pulse.waits)
+        for (plugin, number), principal in zip(pulse.waits, principals, strict=True):
             machine = machines.get(plugin)
             if machine is None:
                 return Failure(Code.UNKNOWN_PLUGIN, f"no plugin {plugin!r} has waits here")
-            found = machine.news(moment, request.session, number) if alive else None
+            session = table.by_client.get(principal, 0) if principal else request.session
+            found = machine.news(moment, session, number) if alive else None
             # Of the answers to a wait only a grant carries a token.
             token = getattr(found, "token", 0)
             news.append((GONE if found is None else GRANTED if token else WAITING, token))
