@@ -51,6 +51,7 @@ data_option = click.option(
 @click.option("--segment-bytes", help="Size of a file of the log.")
 @click.option("--keys", help="Not there yet.")
 @click.option("--log-level", help="debug, info, warning or error [info].")
+@click.option("--log-format", help="logfmt or json [logfmt].")
 @click.option("--parent-pipe", hidden=True)
 def node(insecure: bool, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.
@@ -58,7 +59,7 @@ def node(insecure: bool, **flags: str | None) -> NoReturn:
     Every option can be given as COTERIE_<OPTION> in the environment, too.
     """
     from .configuration import ConfigurationError, NodeConfiguration
-    from .process import run
+    from .serve import run
 
     lifted = "yes" if insecure else None
     try:

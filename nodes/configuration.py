@@ -18,6 +18,7 @@ from ..protocols.records import Member
 
 Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["logfmt", "json"]
 T = TypeVar("T")
 
 PEER_OFFSET, PUBLISH_OFFSET = 100, 200
@@ -78,6 +79,7 @@ class NodeConfiguration:
     segment_bytes: int = SEGMENT_BYTES
     keys: None = None
     log_level: LogLevel = "info"
+    log_format: LogFormat = "logfmt"
     parent_pipe: int | None = None
 
     @property
@@ -117,6 +119,7 @@ class NodeConfiguration:
         segment_bytes: str | None = None,
         keys: str | None = None,
         log_level: str | None = None,
+        log_format: str | None = None,
         parent_pipe: str | None = None,
     ) -> NodeConfiguration:
         """Flags as given (None: not given), else the environment, else the defaults.
@@ -160,6 +163,7 @@ class NodeConfiguration:
             ),
             keys=options.read("keys", keys, _no_keys, ""),
             log_level=options.read("log_level", log_level, _log_level, "info"),
+            log_format=options.read("log_format", log_format, _log_format, "logfmt"),
             parent_pipe=options.read("parent_pipe", parent_pipe, _descriptor, ""),
         )
 
@@ -274,6 +278,12 @@ def _log_level(text: str) -> LogLevel:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError("is none of debug, info, warning, error")
     return cast(LogLevel, text.lower())
+
+
+def _log_format(text: str) -> LogFormat:
+    if text not in ("logfmt", "json"):
+        raise ValueError("is neither logfmt nor json")
+    return cast(LogFormat, text)
 
 
 def _milliseconds(text: str) -> float:

@@ -55,6 +55,8 @@ class Effects(msgspec.Struct):
     answers: list[tuple[Request, Sequence[Result]]] = []
     hints: list[tuple[Any, str, list[Hint]]] = []
     published: list[tuple[str, bytes, Message]] = []
+    led: list[tuple[GroupId, NodeId | None, int]] = []
+    """(group, leader, term) of what changed, to be told."""
     cluster: int | None = None
     stop: Failure | None = None
 
@@ -291,6 +293,7 @@ class EnginePort:
         self._engine._plugins[plugin].on_failed(group, token, failure)
 
     def led(self, group: GroupId, leader: NodeId | None, term: int) -> None:
+        self._engine._effects.led.append((group, leader, term))
         for plugin in self._engine._others:
             plugin.on_leader(group, leader, term)
 
@@ -322,4 +325,4 @@ def make_replicas(
 
 
 def _no_effects() -> Effects:
-    return Effects(records=[], messages={}, answers=[], hints=[], published=[])
+    return Effects(records=[], messages={}, answers=[], hints=[], published=[], led=[])

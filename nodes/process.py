@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,31 +23,28 @@ import zmq
 
 from ..bus.codec import Ask, PeerFrame, TooLarge
 from ..bus.frame import Kind, Malformed
-from ..bus.loop_socket import BindFailed
 from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
 from ..protocols.plugin import Failure, Plugin, Request, Result
 from ..protocols.raft.settings import Settings
 from ..protocols.records import Member
-from ..protocols.registry import BadPlugin, BrokenDistribution
 from . import identity as identities
+from . import journal
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
 from .counters import Counters
-from .disk import DirectoryInUse, DiskError, DiskFull
+from .disk import DiskFull
 from .engine import Effects, Engine
-from .identity import ForeignDirectory, UnreadableIdentity
 from .log import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
 from .plugins import installed
 from .storage import open_storage
-from .wal import CorruptLog, ForeignLog
 
 FRAMES_A_TURN = 256
 OPERATIONS_A_TURN = 4096
 RECEIVING_S = 0.010
 
-EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 1, 65, 70, 74, 76
+EXIT_OK, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 70, 74, 76
 TRANSFER_WAIT_S = 1.0
 """How long SIGTERM waits for another node to take the leadership."""
 
@@ -61,8 +57,6 @@ SWITCH_S = 0.0005
 
 PEER_KINDS = (Kind.PEER,)
 CLIENT_KINDS = (Kind.ASK,)
-
-logger = logging.getLogger("coterie.node")
 
 
 class NodeProcess:
@@ -109,6 +103,12 @@ class NodeProcess:
             on_failed=self._on_write_failed,
             on_full=self._on_disk_full,
         )
+        self._watch = journal.Watch(
+            loop,
+            dropped=self._dropped,
+            writes=self._writer.write_times,
+            configuration=self.engine.log.configuration,
+        )
 
     def _assemble(self, plugins: list[Plugin]) -> Engine:
         configuration, storage = self.configuration, self._storage
@@ -152,7 +152,15 @@ class NodeProcess:
         try:
             self._carry_out(self.engine.start(monotonic_s()))
             self._schedule()
-            logger.info("node %s serves %s", self._node, self._sockets.clients_endpoint)
+            journal.say(
+                journal.warning if self.configuration.insecure else journal.info,
+                "start",
+                clients=self._sockets.clients_endpoint,
+                incarnation=f"{self.engine.identity.incarnation:016x}",
+                durability=self.configuration.durability,
+                insecure=self.configuration.insecure,
+            )
+            self._watch.begin()
             return await self._stopped
         finally:
             self.close()
@@ -161,6 +169,7 @@ class NodeProcess:
         """Stop the log's thread after its last write, close the sockets and the directory."""
         if self._timer is not None:
             self._timer.cancel()
+        self._watch.end()
         self._sockets.close()
         self._writer.close()
         self._storage.disk.close()
@@ -186,8 +195,8 @@ class NodeProcess:
         except Exception:
             # A defect. Nothing of this turn has left half done; what comes after it would.
             status = json.dumps(self.status(), default=str)
-            logger.critical("node %s stops: a defect; it was %s", self._node, status, exc_info=True)
-            self._stop(EXIT_SOFTWARE)
+            journal.say(journal.critical, "a defect", exception=True, status=status)
+            self._stop(EXIT_SOFTWARE, "a defect")
 
     def _take_turn(self) -> None:
         began = monotonic_s()
@@ -202,7 +211,7 @@ class NodeProcess:
         if self._leaving_until is not None and (
             self.engine.log.transfer() or began >= self._leaving_until
         ):
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "it was told to")
         if self._disk_full is not None:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
@@ -291,7 +300,7 @@ class NodeProcess:
     def _carry_out(self, effects: Effects) -> None:
         if effects.cluster is not None:
             identities.keep(self._storage.directory, self.engine.identity)
-            logger.info("node %s belongs to cluster %016x", self._node, effects.cluster)
+            journal.say(journal.info, "joined", cluster=f"{effects.cluster:016x}")
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
         if effects.messages:
@@ -305,8 +314,9 @@ class NodeProcess:
             for frame in self._codec.encode_tell(plugin, identity.cluster, hints):
                 self._sockets.send_client(route, frame)
         if effects.stop is not None:
-            logger.error("node %s stops: %s", self._node, effects.stop.text)
-            self._stop(EXIT_REFUSED)
+            self._stop(EXIT_REFUSED, effects.stop.text)
+        for group, leader, term in effects.led:
+            journal.say(journal.info, "leader", group=group, term=term, leader=leader or "none")
 
     def _send_peers(self, effects: Effects) -> None:
         identity, log = self.engine.identity, self.engine.log
@@ -322,7 +332,7 @@ class NodeProcess:
                 )
             except TooLarge as error:
                 self._drop("too_large_for_peer")
-                logger.error("node %s cannot send to %s: %s", self._node, to, error)
+                journal.say(journal.error, "cannot send", to=to, reason=error)
                 continue
             for frame in frames:
                 self._sockets.send_peer(to, frame)
@@ -363,13 +373,13 @@ class NodeProcess:
 
     def _on_write_failed(self, error: Exception) -> None:
         """A write or sync that failed is never tried again: what the disk holds is unknown."""
-        logger.critical("node %s stops: its log cannot be written: %s", self._node, error)
+        journal.say(journal.critical, "stop", reason=f"its log cannot be written: {error}")
         # At once, with nothing more sent: an answer may count on what is not on the disk.
         os._exit(EXIT_DISK)
 
     def _on_disk_full(self, error: DiskFull) -> None:
         """The log still takes a little: enough to hand over and to refuse what is asked."""
-        logger.error("node %s refuses writes: %s", self._node, error)
+        journal.say(journal.error, "disk full", reason=error)
         self._disk_full = Failure(Code.DISK_FULL, str(error))
         self._storage.disk.release_reserve()
         self._schedule()
@@ -377,18 +387,20 @@ class NodeProcess:
     def _on_parent(self, parent: int) -> None:
         if not os.read(parent, 1):
             self._loop.remove_reader(parent)
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "the process that started it has ended")
 
     def _leave(self) -> None:
         """SIGTERM: hand the leadership over, then stop; a second signal stops at once."""
         if self._leaving_until is not None:
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "it was told to, twice")
             return
         self._leaving_until = monotonic_s() + TRANSFER_WAIT_S
         self._schedule()
 
-    def _stop(self, code: int) -> None:
+    def _stop(self, code: int, reason: str) -> None:
         if not self._stopped.done():
+            level = journal.error if code else journal.info
+            journal.say(level, "stop", reason=reason, exit_code=code)
             self._stopped.set_result(code)
 
     def _drop(self, cause: str) -> None:
@@ -412,33 +424,9 @@ class NodeProcess:
                 "log_write_ms_p99": round(p99_s * 1000, 3),
                 "log_backlog": self._writer.backlog,
                 "bus": self._sockets.traffic(),
-                "dropped": dict(
-                    self._counters.dropped + Counter(self.engine.dropped) + self._sockets.counters
-                ),
+                "dropped": self._dropped(),
             },
         }
 
-
-def run(configuration: NodeConfiguration) -> int:
-    """Run a node until it is told to stop; the exit code. Faults are told on standard error."""
-    logging.basicConfig(
-        level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
-
-    async def serve() -> int:
-        return await NodeProcess(configuration, asyncio.get_running_loop()).run()
-
-    try:
-        return asyncio.run(serve())
-    except (BindFailed, DirectoryInUse) as error:
-        logger.error("%s", error)
-        return EXIT_FAULT
-    except (CorruptLog, ForeignLog, ForeignDirectory, UnreadableIdentity) as error:
-        logger.error("%s", error)
-        return EXIT_DATA
-    except DiskError as error:
-        logger.error("%s", error)
-        return EXIT_DISK
-    except (BadPlugin, BrokenDistribution) as error:
-        logger.error("%s", error)
-        return EXIT_REFUSED
+    def _dropped(self) -> dict[str, int]:
+        return dict(self._counters.dropped + Counter(self.engine.dropped) + self._sockets.counters)

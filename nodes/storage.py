@@ -7,20 +7,18 @@ others.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ..protocols.records import GroupId, GroupState, Identity
 from . import identity as identities
+from . import journal
 from .configuration import NodeConfiguration
 from .disk import FileDisk
 from .log import Log
 
 LOG = "log"
-
-logger = logging.getLogger("coterie.node")
 
 
 class Storage(NamedTuple):
@@ -44,10 +42,10 @@ def open_storage(configuration: NodeConfiguration) -> Storage:
         storage = _open_log(configuration, directory, disk, identity)
         if not _may_lack(storage):
             return storage
-        logger.warning(
-            "node %s may have lost what it acknowledged (%s): it comes back as a learner",
-            identity.node,
-            "unclean stop in mode relaxed" if storage.log.unclean else "its log is gone",
+        journal.say(
+            journal.warning,
+            "may have lost what it acknowledged: it comes back as a learner",
+            reason="unclean stop in mode relaxed" if storage.log.unclean else "its log is gone",
         )
         storage.log.close()
         disk.close()
