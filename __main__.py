@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "restart": (".nodes.commands", "restart", "Start a node of a running cluster again."),
     "node": (".nodes.commands", "node", "Run one node in this process."),
     "status": (".nodes.commands", "status", "Show the nodes, the leader and what they hold."),
+    "top": (".nodes.top", "top", "Watch the nodes and what they do each second."),
     "lock": (".clients.commands", "lock", "Take a lock, run a command under it."),
     "locks": (".clients.commands", "locks", "List the locks of a cluster."),
     "demo": (".nodes.demo", "demo", "See a cluster lose its leader and keep its promises."),

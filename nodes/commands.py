@@ -282,22 +282,35 @@ resume = _for_node("resume", "Let a paused node go on (SIGCONT).")
 restart = _for_node("restart", "Start a node again with the same command, ending it first.")
 
 
-@click.command()
-@click.option(
+endpoints_option = click.option(
     "--endpoints",
     envvar="COTERIE_ENDPOINTS",
     default=f"tcp://127.0.0.1:{PORT}",
     show_default=True,
     help="Where to ask; one node is enough. Also COTERIE_ENDPOINTS.",
 )
+
+
+def listed(endpoints: str) -> list[str]:
+    """The endpoints of a list with commas."""
+    return [part.strip() for part in endpoints.split(",") if part.strip()]
+
+
+@click.command()
+@endpoints_option
 @click.option("--json", "as_json", is_flag=True, help="All that the nodes say of themselves.")
 def status(endpoints: str, as_json: bool) -> NoReturn:
     """Show the nodes, the leader and what they hold. Exits 1 without a quorum."""
-    from .status import collect, to_json, to_table
+    from .status import collect, summary, to_json, to_table, to_text
 
     try:
-        found = collect([part.strip() for part in endpoints.split(",") if part.strip()])
+        found = collect(listed(endpoints))
     except ValueError as error:
         raise WrongSetting(f"--endpoints: {error}") from None
-    click.echo(to_json(found) if as_json else to_table(found))
+    if as_json or not sys.stdout.isatty():
+        click.echo(to_json(found) if as_json else to_text(found))
+    else:
+        from rich.console import Console
+
+        Console(highlight=False).print(to_table(found), summary(found))
     sys.exit(0 if found.quorum else 1)
