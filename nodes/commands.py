@@ -52,6 +52,10 @@ data_option = click.option(
 @click.option("--keys", help="Not there yet.")
 @click.option("--log-level", help="debug, info, warning or error [info].")
 @click.option("--log-format", help="logfmt or json [logfmt].")
+@click.option("--http-listen", help="Address HTTP is served on [as --bind].")
+@click.option("--http-port", help="Port of HTTP, 0 for none [as --bind, +1000].")
+@click.option("--http-token", help="Who asks over HTTP bears this; better COTERIE_HTTP_TOKEN.")
+@click.option("--http-hosts", help="Names by which browsers may know this node: NAME,…")
 @click.option("--parent-pipe", hidden=True)
 def node(insecure: bool, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.
@@ -73,7 +77,7 @@ def node(insecure: bool, **flags: str | None) -> NoReturn:
 @click.option("--nodes", type=click.IntRange(1, 15), help="How many [3, or as the data have].")
 @data_option
 @click.option("--port", type=click.IntRange(1, 65000), help="Clients of node1 [7001].")
-@click.option("--http-port", type=click.IntRange(1, 65000), help="Not served yet.")
+@click.option("--http-port", type=click.IntRange(1, 65000), help="HTTP of node1 [8001].")
 @click.option("--store", default="embedded", help="Only 'embedded' yet.")
 @click.option("--durability", help="fsync or relaxed [fsync].")
 @click.option("--detach", is_flag=True, help="Return when a leader serves; end with `down`.")
@@ -94,12 +98,10 @@ def up(
 
     if store != "embedded":
         raise WrongSetting(f"--store: {store!r}: other stores than 'embedded' come later")
-    if http_port is not None:
-        click.echo("--http-port: nothing is served there yet", err=True)
     options = [] if durability is None else ["--durability", durability]
     lock: DirectoryLock | None = None
     try:
-        plans = _plans(data, nodes, port)
+        plans = _plans(data, nodes, port, http_port)
         _check_configuration(plans, data, durability)
         data.mkdir(parents=True, exist_ok=True)
         lock = DirectoryLock(data)
@@ -121,13 +123,17 @@ def up(
             lock.release()
 
 
-def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
+def _plans(
+    data: Path, nodes: int | None, port: int | None, http_port: int | None
+) -> list[NodePlan]:
     """The plan of the directory; a new directory gets what the flags say."""
-    from .plans import PlanDiffers, kept, numbered
+    from .configuration import HTTP_OFFSET
+    from .plans import PlanDiffers, kept, numbered, serving_http
 
     plans = kept(data)
     if plans is None:
-        return numbered(nodes or 3, port or PORT)
+        first = port or PORT
+        return numbered(nodes or 3, first, http_port or first + HTTP_OFFSET)
     if nodes is not None and nodes != len(plans):
         raise PlanDiffers(
             f"--nodes: {nodes}: {data} holds a cluster of {len(plans)}; members cannot change yet"
@@ -137,7 +143,7 @@ def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
             f"--port: {port}: the nodes of {data} know each other by port {plans[0].client} …; "
             "leave --port out, or take another --data"
         )
-    return plans
+    return serving_http(plans, http_port) if http_port is not None else plans
 
 
 def _check_configuration(plans: list[NodePlan], data: Path, durability: str | None) -> None:
@@ -161,6 +167,7 @@ def _check_configuration(plans: list[NodePlan], data: Path, durability: str | No
 
 
 def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
+    from .live import live_view
     from .plans import keep
     from .up import Up
 
@@ -175,7 +182,8 @@ def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
             return 1
         if leader is not None:
             click.echo(_served(data, plans, leader.node, leader.term))
-            cluster.serve()
+            with live_view([plan.endpoint for plan in plans]) as tick:
+                cluster.serve(tick)
         click.echo("ending the nodes …")
     finally:
         cluster.close()

@@ -126,8 +126,8 @@ class LocalCluster:
 
     @property
     def http(self) -> list[str]:
-        """Base URLs of the nodes' HTTP servers: none yet."""
-        return []
+        """Base URLs of the nodes' HTTP servers, in order of index; those that do not run too."""
+        return [plan.http_url for plan in self._running.plans]
 
     @property
     def data_dir(self) -> Path:
@@ -284,9 +284,10 @@ def _taken(launch: Launch) -> bool:
 
 
 def _new_plans(nodes: int) -> list[NodePlan]:
-    ports = iter(find_free(3 * nodes))
+    ports = iter(find_free(4 * nodes))
     return [
-        NodePlan(f"node{n}", next(ports), next(ports), next(ports)) for n in range(1, nodes + 1)
+        NodePlan(f"node{n}", next(ports), next(ports), next(ports), next(ports))
+        for n in range(1, nodes + 1)
     ]
 
 

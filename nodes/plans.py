@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from .configuration import PEER_OFFSET, PUBLISH_OFFSET
+from .configuration import HTTP_OFFSET, PEER_OFFSET, PUBLISH_OFFSET
 from .ports import Holder, command_of, held_by, is_free
 
 PLAN_FILE, LOCK_FILE = "cluster.json", "cluster.lock"
@@ -41,16 +41,21 @@ class DirectoryInUse(OSError):
 
 
 class NodePlan(NamedTuple):
-    """A node to run: its name, and its ports for clients, peers and PUB on 127.0.0.1."""
+    """A node to run: its name, and its ports for clients, peers, PUB and HTTP on 127.0.0.1."""
 
     name: str
     client: int
     peer: int
     publish: int
+    http: int
 
     @property
     def endpoint(self) -> str:
         return f"tcp://127.0.0.1:{self.client}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
 
     @property
     def address(self) -> str:
@@ -58,12 +63,23 @@ class NodePlan(NamedTuple):
         return f"127.0.0.1:{self.client}:{self.peer}:{self.publish}"
 
 
-def numbered(nodes: int, port: int) -> list[NodePlan]:
-    """node1 on `port`, node2 on the next, …; peers on +100, PUB on +200."""
+def numbered(nodes: int, port: int, http_port: int) -> list[NodePlan]:
+    """node1 on `port`, node2 on the next, …; peers on +100, PUB on +200; HTTP on `http_port` …."""
     ports = range(port, port + nodes)
-    return [
-        NodePlan(f"node{number}", client, client + PEER_OFFSET, client + PUBLISH_OFFSET)
+    plans = [
+        NodePlan(f"node{number}", client, client + PEER_OFFSET, client + PUBLISH_OFFSET, 0)
         for number, client in enumerate(ports, 1)
+    ]
+    return serving_http(plans, http_port)
+
+
+def serving_http(plans: Sequence[NodePlan], http_port: int) -> list[NodePlan]:
+    """The same nodes, the first serving HTTP on `http_port`, the second on the next, …; 0 where the
+    ports end."""
+    ports = range(http_port, http_port + len(plans))
+    return [
+        plan._replace(http=port if port <= 65535 else 0)
+        for plan, port in zip(plans, ports, strict=True)
     ]
 
 
@@ -79,8 +95,8 @@ def kept(directory: Path) -> list[NodePlan] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return [
-            NodePlan(str(name), int(client), int(peer), int(publish))
-            for name, client, peer, publish in content["nodes"]
+            NodePlan(str(name), *(int(port) for port in (*ports, ports[0] + HTTP_OFFSET)[:4]))
+            for name, *ports in content["nodes"]
         ]
     except FileNotFoundError:
         return None

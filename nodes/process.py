@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from importlib import import_module
 from typing import Any
 
 import msgspec
@@ -38,6 +39,7 @@ from .engine import Effects, Engine
 from .log import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
 from .plugins import installed
+from .ports import http_socket
 from .storage import open_storage
 
 FRAMES_A_TURN = 256
@@ -94,6 +96,9 @@ class NodeProcess:
                 insecure=configuration.insecure,
             )
             undo.callback(self._sockets.close)
+            self._http = http_socket(configuration)
+            if self._http is not None:
+                undo.callback(self._http.close)
             self.engine = self._assemble(plugins)
             undo.pop_all()
         self._writer = LogWriter(
@@ -161,7 +166,14 @@ class NodeProcess:
                 insecure=self.configuration.insecure,
             )
             self._watch.begin()
-            return await self._stopped
+            if self._http is None:
+                return await self._stopped
+            # Loaded beside the loop, for the start of a node is part of every fail-over; who
+            # connects meanwhile waits.
+            gateway = await asyncio.to_thread(import_module, ".gateway.server", __package__)
+            own = self._sockets.clients_endpoint
+            serving = gateway.serve(self.configuration, own, self._http, self.status, self._stopped)
+            return int(await serving)
         finally:
             self.close()
 
