@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..protocols.plugin import Result
 from ..protocols.session.messages import Describe, Described, Locate
-from .ask import NodeAsker, await_leader, leader_among, located
+from .ask import NodeAsker, await_leader, located
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,11 +95,12 @@ class Observer:
                 if answers.get(endpoint) is None:
                     said.setdefault(endpoint, ("?", endpoint, None))
         nodes = sorted(said.values(), key=lambda node: (node[0], node[1]))
-        leader = leader_among(heard.values())
+        leader = _claimed(nodes)
         if read and heard:  # the silent ones too, for a majority is counted among all
             deadline = time.monotonic() + READ_WAIT_S
-            leader = await_leader(asker, [endpoint for _, endpoint, _ in nodes], deadline)
-        return Status(nodes, leader.node if leader else "", leader is not None)
+            serving = await_leader(asker, [endpoint for _, endpoint, _ in nodes], deadline)
+            leader = serving.node if serving is not None else ""
+        return Status(nodes, leader, leader != "")
 
 
 def collect(endpoints: Sequence[str]) -> Status:
@@ -110,6 +111,16 @@ def collect(endpoints: Sequence[str]) -> Status:
 
 def _members_known(answers: dict[str, Result]) -> bool:
     return any(answer.leader for answer in located(answers).values())
+
+
+def _claimed(nodes: Sequence[Node]) -> str:
+    """Who says that it leads, in the latest term."""
+    latest, leader = -1, ""
+    for name, _, said in nodes:
+        control = _groups(said).get("0", {})
+        if control.get("role") == "leader" and control["term"] > latest:
+            latest, leader = control["term"], name
+    return leader
 
 
 def _described(answer: Result | None) -> dict[str, Any] | None:
