@@ -7,6 +7,7 @@ it runs: the start of a node is part of every fail-over.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
     from .up import Up
 
     keep(data, plans)
-    cluster = Up(data, plans, options, lambda text: click.echo(text))
+    cluster = Up(data, plans, options, functools.partial(print, flush=True))
     try:
         leader = cluster.await_ready()
         if leader is None and not cluster.leaving:

@@ -26,6 +26,8 @@ from .counters import quantile_s
 from .status import Observer, Status, summary, to_table
 
 PERIOD_S = 1.0
+PIPE_WIDTH = 160
+"""Columns when the output is no terminal."""
 
 RATES = (
     "NODE", "OPS/S", "TURNS/S", "OPS/TURN", "FRAMES IN/S", "FRAMES OUT/S", "KIB IN/S", "KIB OUT/S",
@@ -203,29 +205,30 @@ def top(endpoints: str) -> NoReturn:
 
     When the output is no terminal: one picture of one second.
     """
-    console = Console(highlight=False)
-    width = None if console.is_terminal else 160
-    with _observer(endpoints) as observer, keys() as descriptor:
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else PIPE_WIDTH)
+    try:
+        code = _show(console, listed(endpoints), live=terminal)
+    except ValueError as error:
+        raise WrongSetting(f"--endpoints: {error}") from None
+    sys.exit(code)
+
+
+def _show(console: Console, endpoints: list[str], *, live: bool) -> int:
+    """The exit code."""
+    with Observer(endpoints) as observer, keys() as descriptor:
         before = _look(observer)
         _quit_within(None, PERIOD_S)
         after = _look(observer)
-        if not console.is_terminal:
-            console.print(picture(before, after), width=width)
-            sys.exit(0 if after.status.quorum else 1)
+        if not live:
+            console.print(picture(before, after))
+            return 0 if after.status.quorum else 1
         with (
             contextlib.suppress(KeyboardInterrupt),
-            Live(picture(before, after), console=console, screen=True, auto_refresh=False) as live,
+            Live(picture(before, after), console=console, screen=True, auto_refresh=False) as view,
         ):
-            live.refresh()
+            view.refresh()
             while not _quit_within(descriptor, after.at + PERIOD_S - time.monotonic()):
                 before, after = after, _look(observer)
-                live.update(picture(before, after), refresh=True)
-    sys.exit(0)
-
-
-def _observer(endpoints: str) -> Observer:
-    try:
-        observer = Observer(listed(endpoints))
-    except ValueError as error:
-        raise WrongSetting(f"--endpoints: {error}") from None
-    return observer
+                view.update(picture(before, after), refresh=True)
+    return 0
