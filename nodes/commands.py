@@ -196,18 +196,22 @@ def _served(data: Path, plans: list[NodePlan], leader: str, term: int) -> str:
     endpoints = ",".join(plan.endpoint for plan in plans)
     given = "" if data == Path(DATA) else f" --data {data}"
     lines = [f"{len(plans)} nodes serve from {data}; {leader} leads (term {term})", ""]
-    lines += [
-        f"  {plan.name}  {plan.endpoint}  (peers {plan.peer}, PUB {plan.publish})" for plan in plans
-    ]
+    for plan in plans:
+        http = f"  {plan.http_url}" if plan.http else ""
+        lines.append(
+            f"  {plan.name}  {plan.endpoint}{http}  (peers {plan.peer}, PUB {plan.publish})"
+        )
     lines += [
         "",
         "In another terminal:",
         "",
         f"  export COTERIE_ENDPOINTS={endpoints}",
         "  coterie status",
+        "  coterie top",
         "  coterie lock demo -- sh -c 'echo token $COTERIE_LOCK_TOKEN; sleep 5'",
         f"  coterie kill {leader}{given}",
         f"  coterie restart {leader}{given}",
+        *(f"  curl {plan.http_url}/health" for plan in plans[:1] if plan.http),
         "",
         "In Python:",
         "",
