@@ -60,7 +60,8 @@ class Ups:
 
 @pytest.fixture(scope="module")
 def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ups]:
-    directory, port, http = tmp_path_factory.mktemp("up"), free_base(), free_base()
+    directory, port = tmp_path_factory.mktemp("up"), free_base()
+    http = port + 10
     with running("up", "--port", port, "--http-port", http, cwd=directory) as process:
         serves(directory, process)
         yield Ups(directory, port, http)
