@@ -17,6 +17,7 @@ from coterie.clients.vocabulary import codec_for
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
 from coterie.protocols.plugin import Cancel, Failure
+from coterie.protocols.records import Member
 from coterie.protocols.session.messages import (
     EndSession,
     KeepAlive,
@@ -718,3 +719,22 @@ def test_released_is_what_a_release_gets(cluster: Cluster) -> None:
     assert client.release(call).result == Released()
     gone = client.release(call)
     assert isinstance(gone.result, Failure) and gone.result.code is Code.NOT_HELD
+
+
+def test_a_node_that_answers_at_two_endpoints_is_one_node() -> None:
+    """As behind a forwarded port: the given address and the advertised one both lead there."""
+    nodes = Nodes(["tcp://10.0.0.1:7001", "tcp://10.0.0.2:7001"])
+    members = tuple(
+        Member(name, 1, True, f"tcp://localhost:{port}", "", "")
+        for name, port in (("a", 7001), ("b", 7002))
+    )
+    for endpoint, node in (
+        ("tcp://10.0.0.1:7001", "a"),
+        ("tcp://localhost:7001", "a"),
+        ("tcp://10.0.0.2:7001", "b"),
+    ):
+        nodes.heard(endpoint, Located(1, node, "b", 3, 0, members), 1.0)
+    assert len(nodes.endpoints) == 4
+    assert nodes.distinct() == ["tcp://localhost:7001", "tcp://10.0.0.2:7001"]
+    # An advertised address that leads nowhere never replaces one at which the node was met.
+    assert nodes.leader == "tcp://10.0.0.2:7001"
