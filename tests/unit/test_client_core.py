@@ -723,7 +723,7 @@ def test_released_is_what_a_release_gets(cluster: Cluster) -> None:
 
 def test_a_node_that_answers_at_two_endpoints_is_one_node() -> None:
     """As behind a forwarded port: the given address and the advertised one both lead there."""
-    nodes = Nodes(["tcp://10.0.0.1:7001", "tcp://10.0.0.2:7001"])
+    nodes = Nodes(["tcp://10.0.0.1:7001", "tcp://10.0.0.2:7001", "tcp://localhost:7001"])
     members = tuple(
         Member(name, 1, True, f"tcp://localhost:{port}", "", "")
         for name, port in (("a", 7001), ("b", 7002))
