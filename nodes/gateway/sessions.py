@@ -20,7 +20,7 @@ from .rooms import Answered, Asked, Route
 
 TTL_S = 30.0
 Ttl = Annotated[float, msgspec.Meta(ge=1, le=3600)]
-Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[\x21-\x7e]*$")]
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[!-~]*$(?!\n)")]
 
 
 class SessionBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -295,7 +295,7 @@ class LockTable:
         return Queued(number)
 
     def _ask_again(self, moment: Moment, operation: Acquire) -> Result:
-        """The session has a claim of this lock: one more counts on it, and is told how it stands."""
+        """The session has a claim of this lock: one more counts on it. How it stands."""
         claims = self.claims[moment.session]
         claim = claims[self.once[moment.session, operation.name]]
         if claim.shared != operation.shared:
