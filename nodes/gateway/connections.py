@@ -23,11 +23,11 @@ LINE_BYTES_MAX = 4_096
 FIELD_BYTES_MAX = 8_190
 FIELDS_MAX = 64
 
+_FULL = b'{"error":"Busy","message":"the node has too many connections; retry later"}\n'
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nServer: coterie\r\nRetry-After: 1\r\n"
-    b"Content-Type: application/json\r\nContent-Length: 72\r\nConnection: close\r\n\r\n"
-    b'{"error":"Busy","message":"the node has too many connections; retry it"}'
-)
+    b"Content-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+) % len(_FULL) + _FULL
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 Failed = Callable[[int, str], web.StreamResponse]
