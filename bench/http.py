@@ -79,7 +79,8 @@ async def lock_operation(url: str, number: int) -> Callable[[], Awaitable[object
     """Acquire and release, in turn, of a lock of one's own: one operation each."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(Connection, parts.hostname, parts.port)
+    host, port = parts.hostname or "", parts.port or 80
+    _, connection = await loop.create_connection(Connection, host, port)
     session = json.loads(await connection.ask(request("POST", "/session", {"ttl": 600})))["session"]
     path = f"/lock/bench/{session[:8]}/{number}"  # a run that was ended leaves locks behind
     acquire = request("POST", path, {"session": session})

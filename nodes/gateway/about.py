@@ -51,6 +51,8 @@ class About:
         self._status = status
         self._answering = answering
         self.document: Callable[[], dict[str, Any]] = dict
+        self.figures: Callable[[], dict[str, Any]] = dict
+        """The gateway's own (`Gateway.figures`)."""
 
     def routes(self) -> Sequence[Route]:
         kind = parameter("format", "prometheus or json", place="query", enum=["json", "prometheus"])
@@ -108,10 +110,9 @@ class About:
             wanted = "prometheus"
         status = self._status()
         if wanted == "prometheus":
-            return Answered(
-                metrics.prometheus(status), headers={"Content-Type": metrics.CONTENT_TYPE}
-            )
-        return Answered(metrics.document(status))
+            text = metrics.prometheus(status) + _prometheus(self.figures())
+            return Answered(text, headers={"Content-Type": metrics.CONTENT_TYPE})
+        return Answered({**metrics.document(status), "http": self.figures()})
 
     async def openapi(self, asked: Asked) -> Answered:
         asked.parameters()
@@ -131,6 +132,20 @@ def _control(status: Mapping[str, Any]) -> Mapping[str, Any]:
     groups = status["raft"]["groups"]
     found: Mapping[str, Any] = groups.get(0) or groups.get("0") or {}
     return found
+
+
+def _prometheus(figures: Mapping[str, Any]) -> bytes:
+    lines = []
+    for name, kind in (
+        ("connections", "gauge"), ("under_way", "gauge"),
+        ("connections_evicted", "counter"), ("connections_refused", "counter"),
+    ):  # fmt: skip
+        full = f"coterie_http_{name}" + ("_total" if kind == "counter" else "")
+        lines += [f"# TYPE {full} {kind}", f"{full} {figures[name]}"]
+    lines.append("# TYPE coterie_http_answers_total counter")
+    for status, count in figures["answers"].items():
+        lines.append(f'coterie_http_answers_total{{status="{status}"}} {count}')
+    return "\n".join([*lines, ""]).encode()
 
 
 def _prefers_text(accept: str) -> bool:

@@ -7,6 +7,7 @@ first to go: so any number of idle ones does no harm to those that work.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -66,7 +67,7 @@ class Listener(web.Server):
         self._running_loop = loop
         self._most = most
         self._all: set[web.RequestHandler] = set()
-        self._idle: dict[web.RequestHandler, None] = {}
+        self._idle: OrderedDict[web.RequestHandler, None] = OrderedDict()
         self.evicted = self.refused = 0
 
     def __call__(self) -> web.RequestHandler:

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from ...clients.errors import CoterieError
 from ..configuration import NodeConfiguration
+from ..ports import BACKLOG
 from . import paths
 from .about import About
 from .cluster import Cluster
@@ -40,6 +41,9 @@ BODY_S = 10.0
 REQUESTS_MAX = 768
 """Requests under way, waiting ones included; more are refused. Below `CONNECTIONS_MAX`, so that
 health checks always find room."""
+
+ACCEPTED = 64
+"""Connections accepted in one turn of the loop, so that a flood of them does not hold it."""
 
 UNGUARDED = ("health", "live")
 DESCRIPTORS = 8_192
@@ -98,6 +102,7 @@ class Gateway:
         rooms: list[Room] = [about, sessions, Locks(cluster, sessions)]
         routes = [route for room in rooms for route in room.routes()]
         self._routes = _table(routes)
+        about.figures = self.figures
         about.document = lambda: document(routes, version("coterie"), bool(options.token))
         self._encode = msgspec.json.Encoder().encode
         self._under_way = 0
@@ -110,7 +115,8 @@ class Gateway:
         _allow_descriptors()
         loop = asyncio.get_running_loop()
         self._listener = Listener(self._handle, self._failed, loop, CONNECTIONS_MAX)
-        self._server = await loop.create_server(self._listener, sock=listening)
+        self._server = await loop.create_server(self._listener, sock=listening, backlog=ACCEPTED)
+        listening.listen(BACKLOG)  # more may wait than are accepted at once
 
     async def close(self) -> None:
         """Stop listening, drop the connections, end the gateway's session."""
@@ -120,7 +126,7 @@ class Gateway:
             await self._listener.shutdown(0.1)
         await self._cluster.close()
 
-    def status(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """Connections, requests under way, and answers by status."""
         listener = self._listener
         return {
