@@ -14,6 +14,7 @@ import msgspec
 
 from .. import metrics
 from .describe import answers, parameter
+from .failures import Refusal
 from .page import PAGE, POLICY
 from .rooms import Answered, Asked, Route
 
@@ -67,7 +68,7 @@ class About:
             Route("GET", "/metrics", self.metrics, {
                 "summary": "Metrics: JSON, or Prometheus's text where Accept or format asks for it",
                 "parameters": [kind],
-                **answers({200: "application/json"}, 400),
+                **answers({200: "application/json text/plain"}, 400),
             }),
             Route("GET", "/openapi.json", self.openapi, {
                 "summary": "This document", **answers({200: "application/json"}, 400),
@@ -106,6 +107,8 @@ class About:
 
     async def metrics(self, asked: Asked) -> Answered:
         wanted = asked.parameters("format").get("format")
+        if wanted not in (None, "json", "prometheus"):
+            raise Refusal(400, "BadRequest", "the formats are json and prometheus")
         if wanted is None and _prefers_text(asked.headers.get("Accept", "")):
             wanted = "prometheus"
         status = self._status()

@@ -6,7 +6,7 @@ The law: the document is made of the code that serves; nothing is said twice. (O
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -36,7 +36,7 @@ class Error(msgspec.Struct, omit_defaults=True):
 
     error: str
     message: str
-    cycle: list[tuple[str, str, str]] = []
+    cycle: list[Annotated[list[str], msgspec.Meta(min_length=3, max_length=3)]] = []
 
 
 def parameter(name: str, text: str, *, place: str = "path", **schema: Any) -> dict[str, Any]:
@@ -63,10 +63,13 @@ def reads(kind: type[Any]) -> dict[str, Any]:
 
 def answers(good: Mapping[int, type[Any] | str], *failures: int) -> dict[str, Any]:
     """The answers of an operation: the good ones by status, and which others may come. A good one
-    is a type (JSON) or a content type."""
+    is a type (JSON) or content types, separated by spaces."""
     responses: dict[str, Any] = {}
     for status, kind in good.items():
-        content = {kind: {}} if isinstance(kind, str) else {JSON: {"schema": _reference(kind)}}
+        if isinstance(kind, str):
+            content: dict[str, Any] = {text: {} for text in kind.split()}
+        else:
+            content = {JSON: {"schema": _reference(kind)}}
         responses[str(status)] = {"description": "Done", "content": content}
     error = {JSON: {"schema": _reference(Error)}}
     for status in sorted({*failures, *EVERYWHERE} - set(good)):

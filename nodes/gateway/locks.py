@@ -23,6 +23,8 @@ TIMEOUT_S = 30.0
 TIMEOUT_MAX_S = 3600.0
 ONCE_S = 3600.0
 TOKEN_MAX = 2**63 - 1
+NAME = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""No control characters, as OpenAPI says it; and at most 255 bytes, no segment `.` or `..`."""
 
 
 class LockBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,7 +80,10 @@ class Locks:
         self._sessions = sessions
 
     def routes(self) -> Sequence[Route]:
-        named = parameter("name", "the name of the lock: all the rest of the path")
+        named = parameter(
+            "name", "the name of the lock: all the rest of the path, decoded once",
+            minLength=1, maxLength=255, pattern=NAME,
+        )  # fmt: skip
         prefix = parameter("prefix", "only names that begin with this", place="query")
         after = parameter("after", "only names after this one", place="query")
         session = parameter("session", "whose lock it is", place="query", required=True)
