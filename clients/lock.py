@@ -20,7 +20,7 @@ from .grant import Grant, is_held, lost_error, released_error, timeout_error
 from .shell import Shell
 
 if TYPE_CHECKING:
-    from .sync import Runner
+    from .runner import Runner
 
 LOCK_DELAY_MAX_S = 3_600.0
 
