@@ -115,6 +115,7 @@ CLASSES: dict[Code, type[CoterieError]] = {
     Code.DISK_FAILED: Unavailable,
     Code.PLUGINS_DIFFER: Unavailable,
     Code.DISK_FULL: Busy,
+    Code.BROKEN_BARRIER: BrokenBarrier,
 }
 
 CLOSED = "the client is closed; make a new one"
