@@ -26,6 +26,7 @@ from ..protocols.plugin import Plugin
 from .clock import now
 from .core import Call, Core
 from .errors import CLOSED, FORKED, CoterieError
+from .owners import Owners
 from .settings import Settings
 from .vocabulary import codec_for
 
@@ -51,6 +52,7 @@ class Shell:
         self.core: Core | None = None
         self.call_back: Callable[[list[Callable[[], object]]], None] = self._call_soon
         self.at_exit: Callable[[], None] = self.farewell
+        self.owners = Owners()
         self._plugins: list[Plugin] = []
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -166,7 +166,9 @@ def test_an_interrupt_wherever_python_looks_for_signals(
     def strike(frame: FrameType, event: str, argument: object) -> None:
         nonlocal left
         code = frame.f_code
-        ours = code.co_filename.endswith(("clients/lock.py", "clients/runner.py"))
+        ours = code.co_filename.endswith(
+            ("clients/lock.py", "clients/holding.py", "clients/runner.py")
+        )
         if event not in ("call", "c_return") or not (ours or "asyncio" in code.co_filename):
             return
         if event == "call" and code.co_name == ("__exit__" if by == "with" else "release"):
