@@ -51,6 +51,7 @@ data_option = click.option(
 @click.option("--segment-bytes", help="Size of a file of the log.")
 @click.option("--keys", help="Not there yet.")
 @click.option("--log-level", help="debug, info, warning or error [info].")
+@click.option("--deadlock-detection", help="both, enqueue or sweep [both].")
 @click.option("--parent-pipe", hidden=True)
 def node(insecure: bool, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.

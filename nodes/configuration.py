@@ -18,6 +18,7 @@ from ..protocols.records import Member
 
 Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+Detection: TypeAlias = Literal["both", "enqueue", "sweep"]
 T = TypeVar("T")
 
 PEER_OFFSET, PUBLISH_OFFSET = 100, 200
@@ -78,6 +79,7 @@ class NodeConfiguration:
     segment_bytes: int = SEGMENT_BYTES
     keys: None = None
     log_level: LogLevel = "info"
+    deadlock_detection: Detection = "both"
     parent_pipe: int | None = None
 
     @property
@@ -117,6 +119,7 @@ class NodeConfiguration:
         segment_bytes: str | None = None,
         keys: str | None = None,
         log_level: str | None = None,
+        deadlock_detection: str | None = None,
         parent_pipe: str | None = None,
     ) -> NodeConfiguration:
         """Flags as given (None: not given), else the environment, else the defaults.
@@ -160,6 +163,9 @@ class NodeConfiguration:
             ),
             keys=options.read("keys", keys, _no_keys, ""),
             log_level=options.read("log_level", log_level, _log_level, "info"),
+            deadlock_detection=options.read(
+                "deadlock_detection", deadlock_detection, _detection, "both"
+            ),
             parent_pipe=options.read("parent_pipe", parent_pipe, _descriptor, ""),
         )
 
@@ -274,6 +280,12 @@ def _log_level(text: str) -> LogLevel:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError("is none of debug, info, warning, error")
     return cast(LogLevel, text.lower())
+
+
+def _detection(text: str) -> Detection:
+    if text not in ("both", "enqueue", "sweep"):
+        raise ValueError("is none of both, enqueue (when a wait begins), sweep (every 5 s)")
+    return cast(Detection, text)
 
 
 def _milliseconds(text: str) -> float:

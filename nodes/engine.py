@@ -55,6 +55,7 @@ class Effects(msgspec.Struct):
     answers: list[tuple[Request, Sequence[Result]]] = []
     hints: list[tuple[Any, str, list[Hint]]] = []
     published: list[tuple[str, bytes, Message]] = []
+    notes: list[str] = []
     cluster: int | None = None
     stop: Failure | None = None
 
@@ -263,6 +264,9 @@ class EnginePort:
     def describe(self) -> dict[str, Any]:
         return self._engine.describe()
 
+    def note(self, text: str) -> None:
+        self._engine._effects.notes.append(text)
+
     def persist(self, records: Sequence[Record]) -> WriteNumber:
         engine = self._engine
         if not engine._effects.records:
@@ -312,4 +316,4 @@ def make_replicas(
 
 
 def _no_effects() -> Effects:
-    return Effects(records=[], messages={}, answers=[], hints=[], published=[])
+    return Effects(records=[], messages={}, answers=[], hints=[], published=[], notes=[])

@@ -81,7 +81,7 @@ class NodeProcess:
         self._turns = self._operations = self._turn_s_max = 0.0
         self._dropped: dict[str, int] = {}
 
-        plugins = installed()
+        plugins = installed(configuration.deadlock_detection)
         self._codec = bus_codec(plugins)
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         with contextlib.ExitStack() as undo:
@@ -288,6 +288,8 @@ class NodeProcess:
         if effects.cluster is not None:
             identities.keep(self._storage.directory, self.engine.identity)
             logger.info("node %s belongs to cluster %016x", self._node, effects.cluster)
+        for note in effects.notes:
+            logger.info("%s", note)
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
         if effects.messages:

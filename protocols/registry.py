@@ -154,9 +154,9 @@ class Registry:
         return {name: machine for name, machine in made.items() if machine is not None}
 
 
-def builtin() -> list[Plugin]:
+def builtin(deadlock_detection: str = "both") -> list[Plugin]:
     """The plugins coterie comes with, new. Raft, which owns the log, is added by the engine."""
-    return [SessionPlugin(), LockPlugin()]
+    return [SessionPlugin(), LockPlugin(deadlock_detection)]
 
 
 def discover(entry_points: Iterable[EntryPoint]) -> list[Plugin]:

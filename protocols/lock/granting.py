@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from ..plugin import Moment
+from ..plugin import Moment, SessionId
 from ..replica import Replica
 from ..session.machine import SessionTable
 from .claims import Claim, ClaimIndex
@@ -53,6 +53,11 @@ class Granting(ClaimIndex):
         sessions = replica.machines["session"]
         assert isinstance(sessions, SessionTable)
         self._sessions = sessions
+
+    @property
+    def alive(self) -> Mapping[SessionId, object]:
+        """The sessions that have not ended."""
+        return self._sessions.sessions
 
     def deadlines_pending(self) -> bool:
         return bool(self.deferred)

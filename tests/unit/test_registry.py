@@ -74,7 +74,7 @@ def test_roles_are_told_by_the_base_class() -> None:
         "answered": (Cancelled, Failure),
         "told": (),
     }
-    assert found["lock"]["told"] == (GrantedLater,) and found["lock"]["asked"][0] is Acquire
+    assert found["lock"]["told"][0] is GrantedLater and found["lock"]["asked"][0] is Acquire
     assert not any(OpenLock in types for types in found["lock"].values()), "never in a frame"
     Codec({name: Vocabulary(**roles) for name, roles in found.items()})
 
