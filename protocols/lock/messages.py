@@ -298,5 +298,3 @@ MESSAGES: tuple[type[Message], ...] = (
     Commit, Abort, Ended, Upgrade, Downgrade, Converted, AbortedLater, Withdraw, ForceRelease,
     ForceReleased, LostLater, Watch, LockEvents, SetDetection, BreakDeadlock,
 )  # fmt: skip
-
-NAME_BYTES_MAX = 255

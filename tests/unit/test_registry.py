@@ -57,11 +57,23 @@ def plugin(**attributes: Any) -> Any:
 
 def test_ours_and_a_foreign_one() -> None:
     found = Registry([*builtin(), Example()])
-    assert [one.name for one in found] == ["example", "lock", "session"], "in order of name"
-    assert len(found) == 3 and "lock" in found and "raft" not in found
+    assert [one.name for one in found] == [
+        "coordination",
+        "example",
+        "lock",
+        "session",
+    ], "in order of name"
+    assert len(found) == 4 and "lock" in found and "raft" not in found
     assert found["lock"].name == "lock"
-    assert found.versions() == (("example", 1), ("lock", 1), ("session", 1))
-    assert list(found.machines(0)) == ["lock", "session"] and found.machines(1) == {}
+    assert found.versions() == (
+        ("coordination", 1),
+        ("example", 1),
+        ("lock", 1),
+        ("session", 1),
+    )
+    assert (
+        list(found.machines(0)) == ["coordination", "lock", "session"] and found.machines(1) == {}
+    )
     assert found.messages()["lock"] == MESSAGES
     CommandCodec(found.messages())
 
