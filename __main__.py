@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": (".nodes.commands", "status", "Show the nodes, the leader and what they hold."),
     "top": (".nodes.top", "top", "Watch the nodes and what they do each second."),
     "lock": (".clients.commands", "lock", "Take a lock, run a command under it."),
-    "locks": (".clients.commands", "locks", "List the locks of a cluster."),
+    "locks": (".clients.commands", "locks", "See the locks of a cluster; take one away."),
     "demo": (".nodes.demo", "demo", "See a cluster lose its leader and keep its promises."),
     "bench": (".bench.commands", "bench", "Measure a cluster, beside the bare path."),
     "simulate": (".nodes.simulate", "command", "Run seeded worlds of crashes and cut networks."),

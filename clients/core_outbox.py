@@ -16,7 +16,8 @@ from .core_nodes import Nodes
 from .core_records import DONE, SENT, Beat, Call, Session
 
 BATCH_OPERATIONS = 4_096
-PULSE_WAITS = 1_000
+PULSE_PART = 500
+"""Waits, and grants, in one pulse: it may ask for 1,000 things."""
 
 
 class Outbox:
@@ -101,16 +102,23 @@ class Outbox:
         return sequence
 
     def pulse(self, session: Session, renews: bool, now: float) -> dict[int, Beat]:
-        """Ask the leader for news of all waits; the beats under way by sequence."""
+        """Ask the leader for news of all waits and watched grants; the beats under way by
+        sequence."""
         waits = list(session.waits.items())
+        grants = list(session.watched)
         beats: dict[int, Beat] = {}
-        for start in range(0, max(1, len(waits)), PULSE_WAITS):
-            part = waits[start : start + PULSE_WAITS]
+        for start in range(0, max(1, len(waits), len(grants)), PULSE_PART):
+            part = waits[start : start + PULSE_PART]
+            watched = grants[start : start + PULSE_PART]
+            asked = [(call.plugin, wait) for wait, call in part]
+            asked += [(grant.plugin, grant.number) for grant in watched]
             renews_too = renews and start == 0
             sequence = self.draw()
-            beats[sequence] = Beat(session, now, renews_too, [call for _, call in part])
-            named = tuple((call.plugin, wait) for wait, call in part)
-            question = Pulse(renews_too, named, _principals([call for _, call in part]))
+            beats[sequence] = Beat(session, now, renews_too, [call for _, call in part], watched)
+            principals = _principals([call for _, call in part])
+            if principals:
+                principals += (0,) * len(watched)
+            question = Pulse(renews_too, tuple(asked), principals)
             self._send("session", session.number, self._done_below(session), [sequence], [question])
         return beats
 

@@ -57,6 +57,7 @@ data_option = click.option(
 @click.option("--http-port", help="Port of HTTP, 0 for none [as --bind, +1000].")
 @click.option("--http-token", help="Who asks over HTTP bears this; better COTERIE_HTTP_TOKEN.")
 @click.option("--http-hosts", help="Names by which browsers may know this node: NAME,…")
+@click.option("--deadlock-detection", help="both, enqueue or sweep [both].")
 @click.option("--parent-pipe", hidden=True)
 def node(insecure: bool, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.

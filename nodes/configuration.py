@@ -19,6 +19,7 @@ from ..protocols.records import Member
 Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 LogFormat: TypeAlias = Literal["logfmt", "json"]
+Detection: TypeAlias = Literal["both", "enqueue", "sweep"]
 T = TypeVar("T")
 
 PEER_OFFSET, PUBLISH_OFFSET = 100, 200
@@ -87,6 +88,7 @@ class NodeConfiguration:
     keys: None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "logfmt"
+    deadlock_detection: Detection = "both"
     parent_pipe: int | None = None
     http_listen: str = "127.0.0.1"
     http_port: int = 0
@@ -131,6 +133,7 @@ class NodeConfiguration:
         keys: str | None = None,
         log_level: str | None = None,
         log_format: str | None = None,
+        deadlock_detection: str | None = None,
         parent_pipe: str | None = None,
         http_listen: str | None = None,
         http_port: str | None = None,
@@ -185,6 +188,9 @@ class NodeConfiguration:
             keys=options.read("keys", keys, _no_keys, ""),
             log_level=options.read("log_level", log_level, _log_level, "info"),
             log_format=options.read("log_format", log_format, _log_format, "logfmt"),
+            deadlock_detection=options.read(
+                "deadlock_detection", deadlock_detection, _detection, "both"
+            ),
             parent_pipe=options.read("parent_pipe", parent_pipe, _descriptor, ""),
             http_listen=listen,
             http_port=options.read("http_port", http_port, _port, _http_port(binds[0])),
@@ -347,6 +353,12 @@ def _log_format(text: str) -> LogFormat:
     if text not in ("logfmt", "json"):
         raise ValueError("is neither logfmt nor json")
     return cast(LogFormat, text)
+
+
+def _detection(text: str) -> Detection:
+    if text not in ("both", "enqueue", "sweep"):
+        raise ValueError("is none of both, enqueue (when a wait begins), sweep (every 5 s)")
+    return cast(Detection, text)
 
 
 def _milliseconds(text: str) -> float:

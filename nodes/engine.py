@@ -57,6 +57,7 @@ class Effects(msgspec.Struct):
     published: list[tuple[str, bytes, Message]] = []
     led: list[tuple[GroupId, NodeId | None, int]] = []
     """(group, leader, term) of what changed, to be told."""
+    notes: list[str] = []
     cluster: int | None = None
     stop: Failure | None = None
 
@@ -275,6 +276,9 @@ class EnginePort:
     def describe(self) -> dict[str, Any]:
         return self._engine.describe()
 
+    def note(self, text: str) -> None:
+        self._engine._effects.notes.append(text)
+
     def persist(self, records: Sequence[Record]) -> WriteNumber:
         engine = self._engine
         if not engine._effects.records:
@@ -325,4 +329,4 @@ def make_replicas(
 
 
 def _no_effects() -> Effects:
-    return Effects(records=[], messages={}, answers=[], hints=[], published=[], led=[])
+    return Effects(records=[], messages={}, answers=[], hints=[], published=[], led=[], notes=[])

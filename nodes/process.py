@@ -79,7 +79,7 @@ class NodeProcess:
         self._counters = Counters()
         self._began_s = monotonic_s()
 
-        plugins = installed()
+        plugins = installed(configuration.deadlock_detection)
         self._codec = bus_codec(plugins)
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         with contextlib.ExitStack() as undo:
@@ -313,6 +313,8 @@ class NodeProcess:
         if effects.cluster is not None:
             identities.keep(self._storage.directory, self.engine.identity)
             journal.say(journal.info, "joined", cluster=f"{effects.cluster:016x}")
+        for note in effects.notes:
+            journal.say(journal.info, "note", text=note)
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
         if effects.messages:

@@ -41,6 +41,7 @@ class Code(enum.IntEnum):
     DISK_FAILED = 19
     PLUGINS_DIFFER = 20     # this node lacks a plugin of the cluster, or has one too many
     DISK_FULL = 21
+    BROKEN_BARRIER = 22
 
 
 KINDS: dict[Code, Kind] = {
@@ -65,6 +66,7 @@ KINDS: dict[Code, Kind] = {
     Code.DISK_FAILED: "fatal",
     Code.PLUGINS_DIFFER: "fatal",
     Code.DISK_FULL: "rejected",
+    Code.BROKEN_BARRIER: "rejected",
 }
 
 

@@ -233,6 +233,10 @@ class Port(Protocol):
         """The whole node's status, of JSON types."""
         ...
 
+    def note(self, text: str) -> None:
+        """A line for the node's log, of what its people want to know."""
+        ...
+
 
 class LogPort(Port, Protocol):
     """Raft's port: apart from this the engine does not know raft from another plugin."""

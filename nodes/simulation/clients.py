@@ -104,8 +104,8 @@ class SimulatedClient:
                     self.completed += 1
                     call.future(call)
             completed = core.take_completed()
-        lost, core.lost_sessions = core.lost_sessions, []
-        for session in lost:
+        lost, core.losing = core.losing, []
+        for session in (session for session in lost if session.lost):
             self.judge.lost(self.name, session.number, session.lost_at - now)
         send = self.world.network.send
         for endpoint, frame in core.flush(now):

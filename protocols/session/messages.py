@@ -5,7 +5,7 @@ The law: positions in `MESSAGES` are wire codes; append only.
 
 from __future__ import annotations
 
-from ..plugin import Internal, Message, Operation, Query, Result
+from ..plugin import Failure, Internal, Message, Operation, Query, Result
 from ..records import Member
 
 
@@ -93,7 +93,9 @@ class Pulsed(Result, frozen=True, tag=11):
 
     `alive`: the session exists. `kept_alive`: the renewal this pulse asked for is committed.
     `news`: for each wait of the pulse, in order: 0 still waiting; 1 granted (with its token);
-    2 gone (cancelled, let go, or never was)."""
+    2 gone (cancelled, let go, or never was); 3 failed. `failures`: why, as (position in `news`,
+    failure); at most 16 a pulse, the others wait for the next. `tokens`: (position in `news`,
+    tokens) of what is granted together, as by AcquireAll."""
 
     alive: bool
     kept_alive: bool
@@ -102,6 +104,8 @@ class Pulsed(Result, frozen=True, tag=11):
     log_time_us: int
     news: tuple[tuple[int, int], ...] = ()
     members: tuple[Member, ...] = ()
+    failures: tuple[tuple[int, Failure], ...] = ()
+    tokens: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class ListSessions(Query, frozen=True, tag=12):
@@ -124,7 +128,7 @@ class Described(Result, frozen=True, tag=15):
     status: bytes
 
 
-WAITING, GRANTED, GONE = 0, 1, 2
+WAITING, GRANTED, GONE, FAILED = 0, 1, 2, 3
 """The kinds of news in `Pulsed.news`."""
 
 MESSAGES: tuple[type[Message], ...] = (

@@ -27,6 +27,7 @@ from ..plugin import (
 from ..replica import MEMORYLESS
 from .machine import SessionTable
 from .messages import (
+    FAILED,
     GONE,
     GRANTED,
     MESSAGES,
@@ -51,6 +52,9 @@ EMPTYINGS_MAX = 8
 
 WAITS_MAX = 1_000
 """Waits asked about by one pulse."""
+
+FAILURES_MAX = 16
+"""Failed waits told by one pulse: a failure may tell a long story."""
 
 NAME_BYTES_MAX = 255
 
@@ -192,15 +196,28 @@ class SessionPlugin(Replicated):
         alive = table.alive(request.session, request.client)
         machines, moment = table.replica.machines, self.port.moment(CONTROL)
         news: list[tuple[int, int]] = []
+        failures: list[tuple[int, Failure]] = []
+        tokens: list[tuple[int, tuple[int, ...]]] = []
         principals = pulse.principals or (0,) * len(pulse.waits)
-        for (plugin, number), principal in zip(pulse.waits, principals, strict=True):
+        for place, (plugin, number) in enumerate(pulse.waits):
             machine = machines.get(plugin)
             if machine is None:
                 return Failure(Code.UNKNOWN_PLUGIN, f"no plugin {plugin!r} has waits here")
+            principal = principals[place]
             session = table.by_client.get(principal, 0) if principal else request.session
             found = machine.news(moment, session, number) if alive else None
+            together: tuple[int, ...] | None = getattr(found, "tokens", None)
+            if type(found) is Failure:
+                if len(failures) < FAILURES_MAX:
+                    failures.append((place, found))
+                    news.append((FAILED, 0))
+                else:
+                    news.append((WAITING, 0))
+                continue
+            if together is not None:
+                tokens.append((place, together))
             # Of the answers to a wait only a grant carries a token.
-            token = getattr(found, "token", 0)
+            token = together[0] if together else getattr(found, "token", 0)
             news.append((GONE if found is None else GRANTED if token else WAITING, token))
         leader, term = self.port.leader(CONTROL)
         return Pulsed(
@@ -211,6 +228,8 @@ class SessionPlugin(Replicated):
             log_time_us=self.port.log_time_us(CONTROL),
             news=tuple(news),
             members=tuple(self.port.members()),
+            failures=tuple(failures),
+            tokens=tuple(tokens),
         )
 
     def _located(self) -> Located:

@@ -16,6 +16,7 @@ from coterie.protocols.lock.messages import (
     Queued,
     Release,
     Released,
+    Withdraw,
 )
 from coterie.protocols.plugin import Cancel, Cancelled, Command, Failure, Operation, Request
 from coterie.protocols.session.messages import (
@@ -223,9 +224,9 @@ def test_it_goes_with_the_last_who_asked(group: Acting, granted: bool) -> None:
 def test_giving_up_a_grant_leaves_it_to_the_others(group: Acting) -> None:
     granted = group.act(FIRST, ALICE, Acquire("a", once=True))
     group.act(SECOND, ALICE, Acquire("a", once=True))
-    assert group.act(SECOND, ALICE, Release("a", granted.grant, ask=True)) == Released()
+    assert group.act(SECOND, ALICE, Withdraw(granted.grant)) == Released()
     assert holders(group, "a") == [group.owned[ALICE]]
-    assert group.act(FIRST, ALICE, Release("a", granted.grant, ask=True)) == Released()
+    assert group.act(FIRST, ALICE, Withdraw(granted.grant)) == Released()
     assert holders(group, "a") == []
 
 
