@@ -36,7 +36,6 @@ STATUSES: dict[type[CoterieError], int] = {
     Busy: 429,
     Unavailable: 503,
     Indeterminate: 503,
-    SessionExpired: 404,
 }
 
 
@@ -62,6 +61,9 @@ def refusal_of(error: CoterieError) -> Refusal:
     if isinstance(error, PermissionDenied):
         # what the cluster says of a session it does not know (`NO_PRINCIPAL`)
         return Refusal(404, "SessionExpired", str(error))
+    if isinstance(error, SessionExpired):
+        # not the caller's session: that by which this node numbers what it asks
+        error = Indeterminate("this node lost touch with the cluster while it asked; ask again")
     status = STATUSES.get(type(error), 500 if type(error) is not CoterieError else 503)
     headers = {"Retry-After": RETRY_AFTER_S} if status in (429, 503) else {}
     more = {"cycle": error.cycle} if isinstance(error, Deadlock) else {}

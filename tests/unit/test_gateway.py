@@ -14,6 +14,7 @@ from coterie.clients.errors import (
     Indeterminate,
     LockLost,
     PermissionDenied,
+    SessionExpired,
     SettingsDiffer,
     Timeout,
     TooLarge,
@@ -230,7 +231,7 @@ def test_no_body_is_an_empty_one() -> None:
         (Timeout("x"), 408), (Deadlock("x", cycle=[("1", "2", "a")]), 409), (LockLost("x"), 409),
         (SettingsDiffer("x"), 409), (BadName("x"), 400), (TooLarge("x"), 413), (Busy("x"), 429),
         (Unavailable("x"), 503), (Indeterminate("x"), 503), (PermissionDenied("x"), 404),
-        (CoterieError("x"), 503),
+        (CoterieError("x"), 503), (SessionExpired("x"), 503),
     ],
 )  # fmt: skip
 def test_errors_have_a_fitting_status(error: CoterieError, status: int) -> None:
