@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from ...clients.clock import now
 from ...clients.core import Call
@@ -24,7 +24,12 @@ from ...clients.errors import (
 from ...clients.settings import settings
 from ...clients.shell import Shell
 from ...protocols.lock.messages import (
+    Abort,
     Acquire,
+    BeginTransaction,
+    Begun,
+    Commit,
+    Converted,
     Granted,
     Inspect,
     ListLocks,
@@ -54,13 +59,16 @@ ANSWER_S = 0.1
 
 M = TypeVar("M", bound=Message)
 
+Key: TypeAlias = tuple[int, str, bool, int]
+"""What is asked for: principal, name, whether shared, transaction."""
+
 
 class Cluster:
     """What the rooms ask of the cluster. Every method raises `CoterieError`."""
 
     def __init__(self, endpoints: Sequence[str], name: str) -> None:
         self._shell = Shell(settings(list(endpoints), name, 10.0, 5.0, None))
-        self._asking: dict[tuple[int, str, bool], _Shared] = {}
+        self._asking: dict[Key, _Shared] = {}
 
     async def close(self) -> None:
         await self._shell.close(CLOSE_S)
@@ -125,14 +133,15 @@ class Cluster:
             else:
                 return
 
-    def ask_once(self, principal: int, name: str, shared: bool) -> Asking:
+    def ask_once(self, principal: int, name: str, shared: bool, transaction: int) -> Asking:
         """Ask for a lock that is had at once or not at all (`Timeout`)."""
-        key = (principal, name, shared)
+        key = (principal, name, shared, transaction)
         return Asking(self, _Shared(key, self._acquire(*key, wait=False)))
 
-    def ask(self, principal: int, name: str, shared: bool) -> Asking:
-        """Begin to ask for a lock. Callers that ask for the same at this node share one call."""
-        key = (principal, name, shared)
+    def ask(self, principal: int, name: str, shared: bool, transaction: int) -> Asking:
+        """Begin to ask for a lock, of a transaction if that is not 0. Callers that ask for the same
+        at this node share one call."""
+        key = (principal, name, shared, transaction)
         found = self._asking.get(key)
         if found is None:
             found = self._asking[key] = _Shared(key, self._acquire(*key, wait=True))
@@ -143,8 +152,10 @@ class Cluster:
         if self._asking.get(shared.key) is shared:
             del self._asking[shared.key]
 
-    def _acquire(self, principal: int, name: str, shared: bool, *, wait: bool) -> Call:
-        operation = Acquire(name, shared, wait, once=True)
+    def _acquire(
+        self, principal: int, name: str, shared: bool, transaction: int, *, wait: bool
+    ) -> Call:
+        operation = Acquire(name, shared, wait, transaction, once=not transaction)
         call = Call("lock", operation, self._shell.future(), wait, principal=principal)
         self._submit(call)
         return call
@@ -174,6 +185,36 @@ class Cluster:
         call.future.add_done_callback(renewed)
         self._submit(call)
 
+    # Transactions
+
+    async def begin(self, principal: int) -> int:
+        """Begin a transaction; its id. Should its caller not hear of it, it holds nothing."""
+        begun = await self._repeated("lock", BeginTransaction(), principal, Begun)
+        return begun.transaction
+
+    async def commit(self, principal: int, transaction: int) -> None:
+        """End a transaction. Raises `Deadlock` if it was a victim: it is ended all the same."""
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._asked("lock", Commit(transaction), principal, Message)
+            except (Indeterminate, SessionExpired):
+                if attempt == ATTEMPTS - 1:
+                    raise
+            except LockLost:
+                if not attempt:
+                    raise
+                return  # by the copy before this one
+            else:
+                return
+
+    async def abort(self, principal: int, transaction: int) -> None:
+        """End a transaction; an unknown one is ended already."""
+        await self._repeated("lock", Abort(transaction), principal, Message)
+
+    def forget_transaction(self, principal: int, transaction: int) -> None:
+        """End a transaction nobody was told of, without waiting."""
+        self._submit(Call("lock", Abort(transaction), principal=principal))
+
     # Calls
 
     async def _repeated(self, plugin: str, operation: Message, principal: int, kind: type[M]) -> M:
@@ -200,7 +241,7 @@ class Cluster:
 class _Shared:
     """One call for a lock, and the callers at this node that count on it."""
 
-    def __init__(self, key: tuple[int, str, bool], call: Call) -> None:
+    def __init__(self, key: Key, call: Call) -> None:
         self.key = key
         self.call = call
         self.callers = 0
@@ -244,5 +285,5 @@ class Asking:
             if not done:
                 cluster.renew(shared)
         granted = result_of(future.result())
-        assert isinstance(granted, Granted), granted
+        assert isinstance(granted, (Granted, Converted)), granted
         return granted.token

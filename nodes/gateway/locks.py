@@ -29,12 +29,14 @@ NAME = r"^[^\x00-\x1f\x7f-\x9f]+$"
 
 class LockBody(msgspec.Struct, forbid_unknown_fields=True):
     """`timeout`: seconds to wait for the lock, 0 to have it at once or not at all. Without
-    `session` one of `ttl` seconds is opened; its id is in the answer."""
+    `session` one of `ttl` seconds is opened; its id is in the answer. `transaction`: of that
+    session; the lock is then held until the transaction ends."""
 
     session: str | None = None
     shared: bool = False
     timeout: Annotated[float, msgspec.Meta(ge=0, le=TIMEOUT_MAX_S)] = TIMEOUT_S
     ttl: Ttl = TTL_S
+    transaction: Annotated[int, msgspec.Meta(ge=1, le=TOKEN_MAX)] | None = None
 
 
 class LockTaken(msgspec.Struct):
@@ -103,7 +105,7 @@ class Locks:
                 "summary": "Take a lock; a session that has it is given the same token",
                 "parameters": [named],
                 **reads(LockBody),
-                **answers({200: LockTaken}, 400, 404, 408, 409, 413, 415),
+                **answers({200: LockTaken}, 400, 404, 408, 409, 413, 415, 417),
             }),
             Route("DELETE", "/lock/{name}", self.release, {
                 "summary": "Release a lock",
@@ -129,6 +131,9 @@ class Locks:
         if body.session is not None:
             asked.idempotency_key()
             return await self._take(name, body, body.session)
+        if body.transaction is not None:
+            text = 'say whose transaction it is: "session" as POST /transaction told it'
+            raise Refusal(400, "BadRequest", text)
         session, alone = self._sessions.draw(asked)
         await self._sessions.open_for(session, body.ttl, "", alone=alone)
         try:
@@ -144,7 +149,7 @@ class Locks:
         """`alone`: nobody but this request knows of the session."""
         principal = self._sessions.principal(session)
         begin = self._cluster.ask if body.timeout else self._cluster.ask_once
-        asking = begin(principal, name, body.shared)
+        asking = begin(principal, name, body.shared, body.transaction or 0)
         try:
             token = await asking.granted(body.timeout or ONCE_S)
         except BaseException:
@@ -166,11 +171,16 @@ class Locks:
         if "session" not in given or "token" not in given:
             text = "say whose lock it is: DELETE /lock/NAME?session=…&token=…"
             raise Refusal(400, "BadRequest", text)
-        token = given["token"]
-        if not (token.isascii() and token.isdigit() and 0 < int(token[:20]) <= TOKEN_MAX):
-            raise Refusal(400, "BadRequest", f"{token[:40]!r} is no token")
-        await self._cluster.release(self._sessions.principal(given["session"]), name, int(token))
+        number = operation_number(given["token"], "token")
+        await self._cluster.release(self._sessions.principal(given["session"]), name, number)
         return Answered(LockReleased())
+
+
+def operation_number(text: str, what: str) -> int:
+    """A positive number from a path or query. Raises `Refusal`."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:20]) <= TOKEN_MAX):
+        raise Refusal(400, "BadRequest", f"{text[:40]!r} is no {what}")
+    return int(text)
 
 
 def _lock(state: LockState) -> Lock:

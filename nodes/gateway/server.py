@@ -33,6 +33,7 @@ from .guard import check_origin, check_token
 from .locks import Locks
 from .rooms import Answered, Asked, Room, Route
 from .sessions import Sessions
+from .transactions import Transactions
 
 BODY_BYTES_MAX = 64 * 1024
 BODY_S = 10.0
@@ -99,7 +100,12 @@ class Gateway:
         self._cluster = cluster = Cluster(options.endpoints, f"http@{options.node}")
         sessions = Sessions(cluster, options.node, options.token)
         about = About(status, cluster.answering)
-        rooms: list[Room] = [about, sessions, Locks(cluster, sessions)]
+        rooms: list[Room] = [
+            about,
+            sessions,
+            Locks(cluster, sessions),
+            Transactions(cluster, sessions),
+        ]
         routes = [route for room in rooms for route in room.routes()]
         self._routes = _table(routes)
         about.figures = self.figures

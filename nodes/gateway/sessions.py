@@ -52,7 +52,7 @@ class Sessions:
             Route("POST", "/session", self.open, {
                 "summary": "Open a session",
                 **reads(SessionBody),
-                **answers({200: SessionOpened}, 400, 413, 415),
+                **answers({200: SessionOpened}, 400, 408, 413, 415, 417),
             }),
             Route("PUT", "/session/{id}", self.keep_alive, {
                 "summary": "Keep a session alive",
