@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +148,24 @@ def test_who_hangs_up_leaves_no_wait_and_no_session(nodes: list[str], name: str)
     waiting(nodes[2], name, 0)
     release(nodes[0], name, held["session"], held["token"])
     free(nodes[2], name)
+
+
+def test_what_could_not_be_told_is_given_back(nodes: list[str], name: str) -> None:
+    """Callers that are gone before the answer: while their session is opened, or their lock taken.
+    (One that hangs up with the answer on its way was told, as far as a node can know.)"""
+    reset = struct.pack("ii", 1, 0)
+    for number in range(30):
+        head = f"POST /lock/{name}/{number} HTTP/1.1\r\nHost: localhost\r\n"
+        with connect(nodes[number % 3]) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            connection.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
+    # sooner than by the end of their sessions' 30 s
+    until(lambda: not held(nodes[1], name), "all are given back", 20)
+
+
+def held(url: str, prefix: str) -> list[str]:
+    reply = ask(url, "GET", f"/lock?prefix={prefix}")
+    return [lock["name"] for lock in reply.json["locks"]]
 
 
 def test_who_hangs_up_takes_nothing_from_one_who_asks_too(
