@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
-from http_asking import Reply, answer, ask, connect, look, open_session, release, take
+from http_asking import Reply, ask, connect, look, open_session, release, take
 from processes import until
 
 import coterie
@@ -168,27 +168,37 @@ def held(url: str, prefix: str) -> list[str]:
     return [lock["name"] for lock in reply.json["locks"]]
 
 
-def test_who_hangs_up_takes_nothing_from_one_who_asks_too(
-    nodes: list[str], name: str, threads: ThreadPoolExecutor
-) -> None:
+def test_who_hangs_up_takes_nothing_from_one_who_asks_too(nodes: list[str], name: str) -> None:
     held, session = take(nodes[0], name).json, open_session(nodes[0])
     body = json.dumps({"session": session, "timeout": 60}).encode()
     head = f"POST /lock/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-    with connect(nodes[1]) as connection, connect(nodes[2]) as beside:
-        connection.sendall(request)
-        waiting(nodes[0], name)
-        number = look(nodes[0], name)["waiters"][0]["number"]
-        beside.sendall(request)
-        again = threads.submit(take, nodes[1], name, session=session, timeout=60)
+
+    def hung_up(connection: socket.socket, url: str) -> None:
+        """Hang up, and wait until what the node does about it has reached the cluster."""
         connection.close()
-        # it stays in its place, whoever of the three goes
-        before = ask(nodes[1], "GET", "/lock?prefix=" + name).json["locks"][0]["waiters"]
-        assert [one["number"] for one in before] == [number]
-        release(nodes[0], name, held["session"], held["token"])
-        token = answer(beside).json["token"]
-    assert again.result().json == {"token": token, "session": session}
-    assert look(nodes[0], name)["token"] == token
+        until(lambda: under_way(url) == 1, "the node has noticed")
+        assert take(url, f"{name}/after/{next(NUMBERS)}").status == 200
+
+    connections = [connect(url) for url in nodes]
+    for connection, url in zip(connections, nodes, strict=True):
+        connection.sendall(request)
+        until(lambda url=url: under_way(url) == 2, "it is asked")
+        waiting(nodes[0], name)
+    number = look(nodes[0], name)["waiters"][0]["number"]
+    hung_up(connections[1], nodes[1])
+    hung_up(connections[0], nodes[0])
+    assert [one["number"] for one in look(nodes[0], name)["waiters"]] == [number], "in its place"
+    hung_up(connections[2], nodes[2])
+    assert look(nodes[0], name)["waiters"] == [], "nobody is there who asks"
+    assert ask(nodes[0], "PUT", f"/session/{session}").status == 200
+    release(nodes[0], name, held["session"], held["token"])
+    free(nodes[1], name)
+
+
+def under_way(url: str) -> int:
+    """Requests at a node, this one included."""
+    return int(ask(url, "GET", "/metrics").json["http"]["under_way"])
 
 
 def test_who_waits_is_alive(nodes: list[str], name: str, threads: ThreadPoolExecutor) -> None:
