@@ -106,3 +106,18 @@ def test_a_load_is_split_without_loss() -> None:
     loads = split(Load(["tcp://127.0.0.1:1"], tasks=10, seconds=1.0, rate=100.0), 3)
     assert [(load.first, load.tasks) for load in loads] == [(0, 4), (4, 3), (7, 3)]
     assert sum(load.rate for load in loads) == pytest.approx(100.0)
+
+
+def test_it_measures_http_and_what_that_does_to_others() -> None:
+    command = [sys.executable, "-m", "coterie", "bench", "http"]
+    run = subprocess.run(
+        [*command, "--connections", "4", "--seconds", "0.3", "--json"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["http"]["operations"] > 0 and found["http"]["tasks"] == 4
+    assert len(found["pairs"]) == 1 and found["p99_ratio"] > 0
