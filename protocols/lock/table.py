@@ -128,6 +128,7 @@ class LockTable(Converting):
         return len(doomed) + len(ended)
 
     def cancel(self, moment: Moment, answered: Result) -> None:
+        self._budget = STEP
         if type(answered) is Granted or type(answered) is GrantedAll:
             number = answered.grant
         elif type(answered) is Queued:
@@ -139,7 +140,6 @@ class LockTable(Converting):
             return
         else:
             return
-        self._budget = STEP
         self._undo(moment, number)
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
