@@ -7,10 +7,9 @@ gets to share the lock. A free lock that nobody waits for leaves no state.
 
 Tokens. An *era* of a lock is one exclusive grant (or upgrade), or a run of shared grants without a
 gap; its token is the operation number of the command that began it. A command first lets go all
-that it lets go, then grants, each lock once (the end of a session lets go one by one, and grants
-nothing to that session: it is dead and is passed over). So it begins at most one era per lock, and
-as operation numbers rise, so do the tokens of a lock: strictly from each exclusive holder to the
-next, for ever, whether the lock was free in between or not. A downgrade goes on in its own era.
+that it lets go, then grants. So it begins at most one era per lock, and as operation numbers rise,
+so do the tokens of a lock: strictly from each exclusive holder to the next, for ever, whether the
+lock was free in between or not. A downgrade goes on in its own era.
 
 Deferral. A lock in `deferred` grants nothing until the leader proposes `OpenLock`: after the
 lock delay of a holder that expired, or because one command may grant only 1,000 waits.
@@ -119,7 +118,7 @@ class LockTable(Converting):
             if expired and claim.token and claim.lock_delay_us:
                 deadline_us = moment.time_us + claim.lock_delay_us
                 self._defer(claim.name, max(deadline_us, self.deferred.get(claim.name, 0)))
-            self._advance_all(moment, (claim.name,))
+        self._advance_all(moment, {claim.name: None for claim in doomed})
         ended = list(islice(self.transactions.get(session, {}).values(), limit - len(doomed)))
         for transaction in ended:
             self.expel(transaction)
@@ -301,8 +300,9 @@ class LockTable(Converting):
         if transaction is not None:
             if transaction.cycle:
                 return deadlock(transaction.cycle)
-            number = owner.names.get(operation.name)
-            if number is not None:
+            numbers = owner.names.get(operation.name)
+            if numbers is not None:
+                number = numbers[0]  # of a transaction there is one
                 claim = owner.claims[number]
                 if not claim.token:
                     return WAITED_FOR
