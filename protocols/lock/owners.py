@@ -126,6 +126,11 @@ class Owning(Granting):
 
     # Deadlocks
 
+    def _failure(self, session: SessionId, number: int) -> Failure | None:
+        """How a wait of this number ended, if it was a victim's."""
+        victim = self.failed.get(number)
+        return deadlock(victim.cycle) if victim and victim.session == session else None
+
     def _set_detection(self, moment: Moment, operation: SetDetection) -> Result:
         self.detection = operation.mode
         return RELEASED

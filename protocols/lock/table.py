@@ -126,26 +126,22 @@ class LockTable(Converting):
             del self.claims[session]
         return len(doomed) + len(ended)
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
         self._budget = STEP
         if type(answered) is Granted or type(answered) is GrantedAll:
-            number = answered.grant
-        elif type(answered) is Queued:
-            number = answered.wait
-        elif type(answered) is Converted and answered.upgrade:
-            number = answered.upgrade
-        elif type(answered) is Begun:
+            return self._undo(moment, answered.grant)
+        if type(answered) is Queued:
+            return self._undo(moment, answered.wait)
+        if type(answered) is Converted and answered.upgrade:
+            return self._undo(moment, answered.upgrade)
+        if type(answered) is Begun:
             self._end_owner(moment, answered.transaction)
-            return
-        else:
-            return
-        self._undo(moment, number)
+        return None
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
         claim = self.claims.get(session, {}).get(number) or self.upgrades.get(number)
         if claim is None or claim.session != session:
-            victim = self.failed.get(number)
-            return deadlock(victim.cycle) if victim and victim.session == session else None
+            return self._failure(session, number)
         if not claim.token or (claim.upgrading and claim.upgrade == number):
             return Queued(number)
         if claim.group == number:
@@ -352,8 +348,7 @@ class LockTable(Converting):
         return claim is not None and (claim.session, claim.name) == (session, name)
 
     def _withdraw(self, moment: Moment, operation: Withdraw) -> Result:
-        self._undo(moment, operation.wait)
-        return RELEASED
+        return self._undo(moment, operation.wait) or RELEASED
 
     def _force(self, moment: Moment, operation: ForceRelease) -> Result:
         name, name_of = operation.name, self._sessions.name_of
