@@ -30,7 +30,7 @@ from ..plugin import Failure, Moment, Result, SessionId
 from . import inspection
 from .claims import Claim, Owner
 from .conversions import NOT_HELD, WAITED_FOR, WOULD_BLOCK, Converting
-from .deadlock import owner_id
+from .deadlock import Search, owner_id
 from .granting import HOLDERS_PER_LOCK_MAX, STEP
 from .messages import (
     Abort,
@@ -410,5 +410,9 @@ class LockTable(Converting):
             ready = len(self.holders[name]) == 1 and name not in self.deferred
             first = next(iter(pending.values()))
             assert not ready or first.session not in self._sessions.sessions, f"{name}: upgrade"
+        if not self.overlooked:
+            cycle = Search(self, self.alive, self.owners).go_on(10**9)
+            # An owner that asks again for what it waits for may yet come to wait for itself.
+            assert cycle is None or len(cycle) == 1, f"a deadlock stays: {cycle}"
         deferrals = set(self._deferrals)
         assert all((deadline, name) in deferrals for name, deadline in self.deferred.items())
