@@ -64,13 +64,14 @@ class Judge:
                     f"{belief.client.name} (token {token}) and {other.client.name} (token"
                     f" {other.token}) both believe that they hold {name!r}"
                 )
-        self._beliefs[name] = [*others, belief]
-        if belief in known:
-            return  # it goes on with what it had
         last, last_shared = self._last.get(name, (0, False))
-        if token < last or (token == last and not (belief.shared and last_shared)):
-            raise Violation(f"{belief.client.name} holds {name!r} by token {token} after {last}")
-        self._last[name] = (token, belief.shared)
+        if belief not in known:  # else it goes on with what it had
+            if token < last or (token == last and not (belief.shared and last_shared)):
+                raise Violation(
+                    f"{belief.client.name} holds {name!r} by token {token} after {last}"
+                )
+            self._last[name] = (token, belief.shared)
+        self._beliefs[name] = [*others, belief]
 
     def shared(self, belief: Belief) -> None:
         """Who held a lock alone lets others share it from now on."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from ...clients.core import Call
 from ...protocols.errors import Code
 from ...protocols.lock.messages import (
     Abort,
@@ -55,7 +54,7 @@ class Transactions:
         operation = BeginTransaction(self.first)
         client._submit("lock", operation, self._begun, waits=True)
 
-    def _begun(self, call: Call) -> None:
+    def _begun(self, call: Any) -> None:
         result = call.result
         if type(result) is not Begun:
             self._over()
@@ -107,7 +106,7 @@ class Transactions:
         self.client.judge.shared(self.beliefs[name])
         return Downgrade(name, self.grants[name])
 
-    def _answered(self, call: Call) -> None:
+    def _answered(self, call: Any) -> None:
         result, operation = call.result, call.operation
         if type(result) is Failure and result.code is Code.DEADLOCK:
             self.client.judge.victim(self.owner, result.detail)
