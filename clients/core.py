@@ -23,7 +23,7 @@ from ..protocols.lock.messages import (
     LostLater,
     Queued,
 )
-from ..protocols.plugin import Failure, Message
+from ..protocols.plugin import Cancelled, Failure, Message
 from ..protocols.session.messages import EndSession, Located, Pulsed, SessionOpened
 from .core_nodes import Nodes
 from .core_outbox import Outbox
@@ -199,6 +199,8 @@ class Core(Sessions):
             elif kind is Queued or kind is Waiting:
                 self._queued(call, result.wait, now)  # type: ignore[attr-defined]
             elif call.target is not None:
+                if kind is Cancelled and result.failure is not None:  # type: ignore[attr-defined]
+                    self._was_aborted(call, result.failure)  # type: ignore[attr-defined]
                 self._undone(call, call.target)
             else:
                 del table[sequence]
@@ -244,6 +246,7 @@ class Core(Sessions):
         elif call is self._opening:
             self._not_opened(failure)
         elif call.target is not None:
+            self._was_aborted(call, failure)
             self._undone(call, call.target)
         else:
             self._finish(call, failure)

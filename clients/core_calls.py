@@ -156,8 +156,14 @@ class Calls:
             call.completed = True
             call.result = result
             self._completed.append(call)
-        if type(result) is Failure and result.code is Code.DEADLOCK and call.session is not None:
-            self._abort(call.session, max(map(int, result.detail[::3])))
+        if isinstance(result, Failure):
+            self._was_aborted(call, result)
+
+    def _was_aborted(self, call: Call, failure: Failure) -> None:
+        """If this is how a call failed, or was found to have failed when it was given up, its
+        owner was a victim."""
+        if failure.code is Code.DEADLOCK and call.session is not None:
+            self._abort(call.session, max(map(int, failure.detail[::3])))
 
     def _abort(self, session: Session, owner: int) -> None:
         """A victim of a deadlock: it has lost all it held, and the cluster is told we know."""

@@ -68,6 +68,13 @@ class Drawn(msgspec.Struct):
     groups: int
     encode: bool
     sync_s: float
+    detection: str
+    """Where deadlocks are looked for; "" where nobody gets into one."""
+
+
+def draw_detection(source: random.Random) -> str:
+    """Every third world has transactions, which sooner or later wait for each other."""
+    return source.choice(("both", "enqueue", "sweep")) if source.random() < 0.33 else ""
 
 
 def draw_settings(source: random.Random, groups: int) -> Settings:
@@ -140,6 +147,7 @@ class World:
             groups=self.options.groups or (2 if source.random() < 0.25 else 1),
             encode=source.random() < 0.125,
             sync_s=source.choice((0.0003, 0.002, 0.01)),
+            detection=draw_detection(random.Random(f"{seed}/detection")),
         )
         self.settings = draw_settings(source, self.drawn.groups)
         self.codec: Codec = bus_codec(self.plugins())
@@ -162,7 +170,7 @@ class World:
 
     def plugins(self) -> list[Plugin]:
         """Fresh instances for one node: what is shipped, and the counter."""
-        return [*builtin(), Counter()]
+        return [*builtin(self.drawn.detection or "both"), Counter()]
 
     def run(self) -> Summary:
         """Both phases. Raises `Failed`."""

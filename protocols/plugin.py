@@ -65,16 +65,19 @@ class Cancel(Operation, frozen=True, tag=-2):
     cancelled: int
 
 
-class Cancelled(Result, frozen=True, tag=-3):
-    """The sequence holds nothing now, and never will."""
-
-
 class Failure(Result, frozen=True, tag=-1):
     """The one failing answer of all plugins. `text` says what to do; `detail` is for programs."""
 
     code: Code
     text: str = ""
     detail: tuple[str, ...] = ()
+
+
+class Cancelled(Result, frozen=True, tag=-3):
+    """The sequence holds nothing now, and never will. `failure`: it had failed by itself before,
+    and took more with it than this operation (DEADLOCK)."""
+
+    failure: Failure | None = None
 
 
 class Command(msgspec.Struct, gc=False):
@@ -154,9 +157,10 @@ class StateMachine(Protocol):
         """Let go at most `limit` things of an ended session; return how many were let go."""
         ...
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
         """Undo an operation of `moment.session` that was answered with `answered`: a wait leaves,
-        a grant is released. What cannot be undone is left as it is. (Called for `Cancel`.)"""
+        a grant is released. What cannot be undone is left as it is. (Called for `Cancel`.)
+        Returns how it failed, if it had come to that since and its client must know."""
         ...
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:

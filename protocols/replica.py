@@ -285,17 +285,22 @@ class Replica:
     def _cancel(self, machine: StateMachine, window: Window, operation: Operation) -> Result:
         assert isinstance(operation, Cancel)
         sequence = operation.cancelled
-        if sequence >= window.done_below:
-            answered = window.answers.get(sequence)
-            if answered is None and len(window.answers) >= WINDOW_MAX:
-                return Failure(Code.BUSY, "too many unfinished operations; wait for some")
-            if answered is not None and not isinstance(answered, Failure):
-                self.moment.number += 1
-                self.moment.sequence = sequence
-                machine.cancel(self.moment, answered)
-            # Remembered even when nothing came yet: a late copy of the operation does nothing.
-            window.answers[sequence] = Failure(Code.CANCELLED, "the operation was cancelled")
-        return Cancelled()
+        if sequence < window.done_below:
+            return Cancelled()
+        answered = window.answers.get(sequence)
+        if answered is None and len(window.answers) >= WINDOW_MAX:
+            return Failure(Code.BUSY, "too many unfinished operations; wait for some")
+        failure = answered if isinstance(answered, Failure) else None
+        if answered is not None and failure is None:
+            self.moment.number += 1
+            self.moment.sequence = sequence
+            failure = machine.cancel(self.moment, answered)
+        if failure is None or failure.code is not Code.DEADLOCK:
+            failure = None
+        # Remembered even when nothing came yet: a late copy of the operation does nothing.
+        cancelled = Failure(Code.CANCELLED, "the operation was cancelled")
+        window.answers[sequence] = failure or cancelled
+        return Cancelled(failure)
 
     def _drop_old_windows(self) -> None:
         """Clients whose last request can no longer be repeated need no memory.

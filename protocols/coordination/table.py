@@ -126,17 +126,17 @@ class CoordinationTable(Semaphores):
             self.leave(session, key)
         return len(doomed) + len(keys)
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
         number = getattr(answered, "wait", getattr(answered, "permit", 0))
         if type(answered) is Elected:
             number = answered.leadership
         row = self.rows.get(moment.session, {}).get(number)
-        if row is None:
-            return
-        self._remove(moment, row)
-        if row.kind == CONDITION and row.token:
-            # It was woken, and nobody is there to know: another is woken in its place.
-            self._wake_more(moment, (CONDITION, row.name), 1)
+        if row is not None:
+            self._remove(moment, row)
+            if row.kind == CONDITION and row.token:
+                # It was woken, and nobody is there to know: another is woken in its place.
+                self._wake_more(moment, (CONDITION, row.name), 1)
+        return None
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
         row = self.rows.get(session, {}).get(number)

@@ -67,13 +67,13 @@ class Transaction(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 class Owner(msgspec.Struct):
     """What an owner has: derived. `waits` are those of its claims that wait, upgrades included;
-    `names` tells the latest claim of each lock."""
+    `names` tells the claims of each lock, in order."""
 
     session: SessionId
     transaction: Transaction | None = None
     claims: dict[int, Claim] = {}
     waits: dict[int, Claim] = {}
-    names: dict[str, int] = {}
+    names: dict[str, tuple[int, ...]] = {}
 
 
 class ClaimIndex:
@@ -163,7 +163,10 @@ class ClaimIndex:
         if owner is not None and number in owner.claims:
             self._await_no_more(owner, number)
             del owner.claims[number]
-            if owner.names.get(name) == number:
+            others = tuple(other for other in owner.names[name] if other != number)
+            if others:
+                owner.names[name] = others
+            else:
                 del owner.names[name]
             if not owner.claims and owner.transaction is None:
                 del self.owners[key]
@@ -268,7 +271,7 @@ class ClaimIndex:
             assert owner.claims or owner.transaction is not None
             anew = fresh.owners.get(number)
             if anew is None:  # nobody names it as owner any more
-                assert list(owner.claims) == [number] and not owner.waits
+                assert list(owner.claims) == [number]
             else:
                 assert owner == anew and list(owner.waits) == list(anew.waits)
         assert all(number in self.owners for number in fresh.owners)
@@ -278,7 +281,7 @@ class ClaimIndex:
     def _own(self, owner: Owner, claim: Claim) -> None:
         number = claim.number
         if number not in owner.claims:
-            owner.names[claim.name] = number
+            owner.names[claim.name] = (*owner.names.get(claim.name, ()), number)
         owner.claims[number] = claim
         if claim.token and not claim.upgrading:
             self._await_no_more(owner, number)

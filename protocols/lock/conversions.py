@@ -64,22 +64,22 @@ class Converting(Owning):
         claim = self.claims.get(session, {}).get(number)
         return claim if claim is not None and claim.token and claim.name == name else None
 
-    def _undo(self, moment: Moment, number: int) -> None:
-        """Undo the acquire or upgrade of this number."""
+    def _undo(self, moment: Moment, number: int) -> Failure | None:
+        """Undo the acquire or upgrade of this number; how it failed, if it did."""
         claim = self.claims.get(moment.session, {}).get(number)
         if claim is None:
             upgraded = self.upgrades.get(number)
             if upgraded is not None and upgraded.session == moment.session:
                 token = upgraded.token if upgraded.shared else upgraded.before
                 self._share(moment, upgraded, token, "withdrawn")
-            return
+            return self._failure(moment.session, number)
         if claim.asks > 1:
             self.put(replace(claim, asks=claim.asks - 1))  # others count on it
-            return
-        together = claim.group and (not claim.token or claim.group == number)
+            return None
         dropped = [claim]
-        if together:
+        if claim.group and (not claim.token or claim.group == number):
             dropped = self.members(self.claims[claim.session].get(claim.group, claim))
         for member in dropped:
             self._drop(member, "released")
         self._advance_all(moment, [member.name for member in dropped])
+        return None

@@ -3,7 +3,9 @@
 The law: a wait waits for every holder of its lock that it cannot share it with, for every grant to
 be upgraded there, if it would share, and for every earlier wait that it may not overtake. An owner
 needs all that it waits for. So a cycle of owners stays until one of them gives up, and where there
-is no cycle there is no deadlock. (Coffman, Elphick & Shoshani 1971; the earlier waits are the
+is no cycle there is no deadlock. Only of an owner that asks for a lock while it still waits for the
+same lock is it not said that it waits for itself: its first wait was most likely given up. If it is
+granted after all, the sweep finds it. (Coffman, Elphick & Shoshani 1971; the earlier waits are the
 "soft edges" of PostgreSQL's detector.)
 
 The walk is depth-first and holds its own path: no recursion. Its nodes are owners, waits, the

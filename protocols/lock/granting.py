@@ -120,12 +120,13 @@ class Granting(ClaimIndex):
         holders = self.holders.get(name)
         held = len(holders) if holders else 0
         granted: list[Claim] = []
+        passed = False
         if holders and not next(iter(holders.values())).shared:
             return granted, None
         for wait in self.waits[name].values():
             if wait.session not in alive:
                 break  # passed over by nobody: its end withdraws it, and goes on here
-            if not wait.shared and (held or granted):
+            if not wait.shared and (held or granted or passed):
                 break
             if held + len(granted) >= HOLDERS_PER_LOCK_MAX:
                 break
@@ -135,9 +136,10 @@ class Granting(ClaimIndex):
             if wait.group:
                 if self._ready(moment, wait):
                     return granted, wait
-                if wait.shared:
-                    continue
-                break
+                if not wait.shared:
+                    break
+                passed = True
+                continue
             granted.append(wait)
             if not wait.shared:
                 break

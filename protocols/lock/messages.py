@@ -232,7 +232,8 @@ class AbortedLater(Hint, frozen=True, tag=23):
 
 class Withdraw(Operation, frozen=True, tag=24):
     """Undo the acquire or upgrade of this number, as `Cancel` would by its sequence: a wait leaves,
-    a grant is released (all of an AcquireAll), an upgrade is undone. Always `Released`."""
+    a grant is released (all of an AcquireAll), an upgrade is undone. `Released`, or DEADLOCK if it
+    failed that way; so is `Cancelled.failure`."""
 
     wait: int
 

@@ -70,6 +70,8 @@ class Owning(Granting):
     def clear(self) -> None:
         super().clear()
         self.detection = BOTH
+        self.overlooked = False
+        """Whether a deadlock may have been left to the sweep since this node started."""
         self.deadlocks = 0
         """Victims since this node started."""
         self.victims: deque[tuple[int, int, tuple[Edge, ...]]] = deque(maxlen=VICTIMS_KEPT)
@@ -126,8 +128,14 @@ class Owning(Granting):
 
     # Deadlocks
 
+    def _failure(self, session: SessionId, number: int) -> Failure | None:
+        """How a wait of this number ended, if it was a victim's."""
+        victim = self.failed.get(number)
+        return deadlock(victim.cycle) if victim and victim.session == session else None
+
     def _set_detection(self, moment: Moment, operation: SetDetection) -> Result:
         self.detection = operation.mode
+        self.overlooked |= operation.mode == SWEEP
         return RELEASED
 
     def _resolve(self, moment: Moment, root: int, asking: int) -> Result | None:
@@ -138,8 +146,10 @@ class Owning(Granting):
         answer: Result | None = None
         names: dict[str, None] = {}
         while answer is None and self._is_awaited(root):
-            cycle = Search(self, self._sessions.sessions, [root]).go_on(SEARCH_MAX)
+            search = Search(self, self._sessions.sessions, [root])
+            cycle = search.go_on(SEARCH_MAX)
             if cycle is None:
+                self.overlooked |= not search.finished
                 break
             failure = self._sacrifice(moment, cycle, names, asking)
             if owner_id(victim_of(cycle)) == root:

@@ -12,6 +12,7 @@ import msgspec
 
 from ..plugin import SessionId
 from .claims import Claim, Transaction
+from .owners import SWEEP
 
 if TYPE_CHECKING:
     from .table import LockTable
@@ -53,6 +54,7 @@ def take(table: LockTable, chunk: bytes) -> None:
     kind, rows = msgspec.msgpack.decode(chunk)
     if kind == _SCALARS:
         table.revision, table.detection = rows
+        table.overlooked = table.detection == SWEEP
     elif kind == _DEFERRED:
         table.deferred.update(rows)
     elif kind == _CLAIMS:

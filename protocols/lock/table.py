@@ -7,10 +7,9 @@ gets to share the lock. A free lock that nobody waits for leaves no state.
 
 Tokens. An *era* of a lock is one exclusive grant (or upgrade), or a run of shared grants without a
 gap; its token is the operation number of the command that began it. A command first lets go all
-that it lets go, then grants, each lock once (the end of a session lets go one by one, and grants
-nothing to that session: it is dead and is passed over). So it begins at most one era per lock, and
-as operation numbers rise, so do the tokens of a lock: strictly from each exclusive holder to the
-next, for ever, whether the lock was free in between or not. A downgrade goes on in its own era.
+that it lets go, then grants. So it begins at most one era per lock, and as operation numbers rise,
+so do the tokens of a lock: strictly from each exclusive holder to the next, for ever, whether the
+lock was free in between or not. A downgrade goes on in its own era.
 
 Deferral. A lock in `deferred` grants nothing until the leader proposes `OpenLock`: after the
 lock delay of a holder that expired, or because one command may grant only 1,000 waits.
@@ -33,7 +32,7 @@ from ..plugin import Failure, Moment, Result, SessionId
 from . import inspection
 from .claims import Claim, Owner
 from .conversions import NOT_HELD, WAITED_FOR, WOULD_BLOCK, Converting
-from .deadlock import owner_id
+from .deadlock import Search, owner_id
 from .granting import HOLDERS_PER_LOCK_MAX, STEP
 from .messages import (
     Abort,
@@ -124,7 +123,7 @@ class LockTable(Converting):
             if expired and claim.token and claim.lock_delay_us:
                 deadline_us = moment.time_us + claim.lock_delay_us
                 self._defer(claim.name, max(deadline_us, self.deferred.get(claim.name, 0)))
-            self._advance_all(moment, (claim.name,))
+        self._advance_all(moment, {claim.name: None for claim in doomed})
         ended = list(islice(self.transactions.get(session, {}).values(), limit - len(doomed)))
         for transaction in ended:
             self.expel(transaction)
@@ -132,26 +131,22 @@ class LockTable(Converting):
             del self.claims[session]
         return len(doomed) + len(ended)
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
-        if type(answered) is Granted or type(answered) is GrantedAll:
-            number = answered.grant
-        elif type(answered) is Queued:
-            number = answered.wait
-        elif type(answered) is Converted and answered.upgrade:
-            number = answered.upgrade
-        elif type(answered) is Begun:
-            self._end_owner(moment, answered.transaction)
-            return
-        else:
-            return
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
         self._budget = STEP
-        self._undo(moment, number)
+        if type(answered) is Granted or type(answered) is GrantedAll:
+            return self._undo(moment, answered.grant)
+        if type(answered) is Queued:
+            return self._undo(moment, answered.wait)
+        if type(answered) is Converted and answered.upgrade:
+            return self._undo(moment, answered.upgrade)
+        if type(answered) is Begun:
+            self._end_owner(moment, answered.transaction)
+        return None
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
         claim = self.claims.get(session, {}).get(number) or self.upgrades.get(number)
         if claim is None or claim.session != session:
-            victim = self.failed.get(number)
-            return deadlock(victim.cycle) if victim and victim.session == session else None
+            return self._failure(session, number)
         if not claim.token or (claim.upgrading and claim.upgrade == number):
             return Queued(number)
         if claim.group == number:
@@ -325,8 +320,9 @@ class LockTable(Converting):
         if transaction is not None:
             if transaction.cycle:
                 return deadlock(transaction.cycle)
-            number = owner.names.get(operation.name)
-            if number is not None:
+            numbers = owner.names.get(operation.name)
+            if numbers is not None:
+                number = numbers[0]  # of a transaction there is one
                 claim = owner.claims[number]
                 if not claim.token:
                     return WAITED_FOR
@@ -379,8 +375,7 @@ class LockTable(Converting):
         return claim is not None and (claim.session, claim.name) == (session, name)
 
     def _withdraw(self, moment: Moment, operation: Withdraw) -> Result:
-        self._undo(moment, operation.wait)
-        return RELEASED
+        return self._undo(moment, operation.wait) or RELEASED
 
     def _force(self, moment: Moment, operation: ForceRelease) -> Result:
         name, name_of = operation.name, self._sessions.name_of
@@ -442,5 +437,9 @@ class LockTable(Converting):
             ready = len(self.holders[name]) == 1 and name not in self.deferred
             first = next(iter(pending.values()))
             assert not ready or first.session not in self._sessions.sessions, f"{name}: upgrade"
+        if not self.overlooked:
+            cycle = Search(self, self.alive, self.owners).go_on(10**9)
+            # An owner that asks again for what it waits for may yet come to wait for itself.
+            assert cycle is None or len(cycle) == 1, f"a deadlock stays: {cycle}"
         deferrals = set(self._deferrals)
         assert all((deadline, name) in deferrals for name, deadline in self.deferred.items())

@@ -28,11 +28,12 @@ from coterie.protocols.lock.messages import (
     Release,
     SetDetection,
     Upgrade,
+    Withdraw,
 )
 from coterie.protocols.lock.plugin import DETECTIONS, LockPlugin
 from coterie.protocols.lock.sweep import SLICE, Sweep
 from coterie.protocols.lock.table import LockTable
-from coterie.protocols.plugin import Failure
+from coterie.protocols.plugin import Cancel, Failure
 
 
 class World:
@@ -444,6 +445,37 @@ def test_the_victim_learns_it_whatever_is_lost(world: World) -> None:
     assert not world.victims(), "to commit is to end it"
     assert world.table.news(moment, session, wait) is None
     assert code(world.ask(two, Commit(two))) is Code.NOT_HELD
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_a_victim_that_gave_up_waiting_learns_it_all_the_same(
+    world: World, by_number: bool
+) -> None:
+    """It would go on with locks it no longer has, if only a hint told it."""
+    one, two = world.begin(), world.begin()
+    world.lock(one, "a")
+    world.lock(two, "b")
+    wait = world.lock(two, "a").wait
+    session = world.session_of[two]
+    sequence = world.group.sequences[session]
+    world.lock(one, "b")
+    world.settle()
+    for _ in range(2):
+        answer = world.ask(two, Withdraw(wait) if by_number else Cancel(sequence))
+        failure = answer if by_number else answer.failure
+        assert code(failure) is Code.DEADLOCK and closes(failure.detail) == [one, two]
+
+
+def test_a_victim_at_once_that_gave_up_asking_learns_it(world: World) -> None:
+    if world.table.detection == owners.SWEEP:
+        return
+    one, two = world.begin(), world.begin()
+    world.lock(one, "a")
+    world.lock(two, "b")
+    world.lock(one, "b")
+    assert code(world.lock(two, "a")) is Code.DEADLOCK
+    sequence = world.group.sequences[world.session_of[two]]
+    assert code(world.ask(two, Cancel(sequence)).failure) is Code.DEADLOCK
 
 
 def test_a_victim_repeats_with_its_first_id_and_ages(world: World) -> None:
