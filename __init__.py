@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .clients.aio import AsyncClient as AsyncClient
+    from .clients.election import Leader as Leader
     from .clients.errors import BadName as BadName
     from .clients.errors import BrokenBarrier as BrokenBarrier
     from .clients.errors import Busy as Busy
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
     from .clients.errors import TooLarge as TooLarge
     from .clients.errors import Unavailable as Unavailable
     from .clients.fence import Fence as Fence
+    from .clients.grant import Grant as Grant
+    from .clients.inspection import LockEvent as LockEvent
+    from .clients.inspection import LockInfo as LockInfo
+    from .clients.inspection import Wait as Wait
     from .clients.lock import AsyncLock as AsyncLock
-    from .clients.lock import Grant as Grant
     from .clients.lock import Lock as Lock
     from .clients.sync import Client as Client
+    from .clients.transaction import AsyncTransaction as AsyncTransaction
+    from .clients.transaction import Transaction as Transaction
     from .nodes.local import LocalCluster as LocalCluster
 
 _ERRORS = (
@@ -44,11 +50,17 @@ _ERRORS = (
 _HOMES = {
     "AsyncClient": ".clients.aio",
     "AsyncLock": ".clients.lock",
+    "AsyncTransaction": ".clients.transaction",
     "Client": ".clients.sync",
     "Fence": ".clients.fence",
-    "Grant": ".clients.lock",
+    "Grant": ".clients.grant",
+    "Leader": ".clients.election",
     "LocalCluster": ".nodes.local",
     "Lock": ".clients.lock",
+    "LockEvent": ".clients.inspection",
+    "LockInfo": ".clients.inspection",
+    "Transaction": ".clients.transaction",
+    "Wait": ".clients.inspection",
     **dict.fromkeys(_ERRORS, ".clients.errors"),
 }
 

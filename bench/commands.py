@@ -116,6 +116,53 @@ def lock(
     show(measured, ceilings, elections, as_json)
 
 
+@bench.command()
+@click.option(
+    "--connections",
+    default=32,
+    show_default=True,
+    type=click.IntRange(1, 512),
+    help="Keep-alive connections, each with a session and a lock of its own.",
+)
+@click.option(
+    "--seconds",
+    default=5.0,
+    show_default=True,
+    type=click.FloatRange(0.1, 3600),
+    help="How long to measure.",
+)
+@click.option(
+    "--at",
+    default="follower",
+    show_default=True,
+    type=click.Choice(["leader", "follower"]),
+    help="Which node is asked over HTTP.",
+)
+@click.option(
+    "--repeat",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Paired runs of the effect on ZeroMQ; the median is shown.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def http(connections: int, seconds: float, at: str, repeat: int, as_json: bool) -> None:
+    """HTTP: lock operations at one node, and what half of them do to clients over ZeroMQ."""
+    from .http import effect, throughput, told
+
+    with LocalCluster(nodes=NODES) as cluster:
+        leader = cluster.leader()
+        url = cluster.http[leader if at == "leader" else (leader + 1) % NODES]
+        before = look(cluster.endpoints)
+        figures = throughput(url, connections, seconds, cluster.endpoints)
+        pairs = [
+            effect(url, connections, seconds, figures.ops_per_s / 2, cluster.endpoints)
+            for _ in range(repeat)
+        ]
+        elections = look(cluster.endpoints).term - before.term
+    click.echo(told(figures, pairs, elections, as_json=as_json))
+
+
 @contextlib.contextmanager
 def served(endpoints: str | None, durability: str) -> Iterator[list[str]]:
     """The endpoints of a running cluster, or of one started for the run."""

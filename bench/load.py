@@ -13,8 +13,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from threading import Thread
+from typing import Any
 
 import msgspec
 
@@ -54,24 +55,34 @@ async def run(load: Load) -> Recorder:
     Thread(target=listen, args=(asyncio.get_running_loop(), go), daemon=True).start()
     async with AsyncClient(load.endpoints, name="bench") as client:
         operations = [lock_operation(client, load.first + number) for number in range(load.tasks)]
-        warm = time.perf_counter() + WARM_UP_S
-        await asyncio.gather(*(loop_closed(each, Recorder(), warm) for each in operations))
-        print("ready", flush=True)
-        await go.wait()
-        start, used = time.perf_counter(), time.process_time()
-        until = start + load.seconds
-        if load.rate:
-            period_s = load.tasks / load.rate
-            await asyncio.gather(
-                *(
-                    loop_paced(each, recorder, until, start + i / load.rate, period_s)
-                    for i, each in enumerate(operations)
-                )
-            )
-        else:
-            await asyncio.gather(*(loop_closed(each, recorder, until) for each in operations))
-        print(f"done {time.process_time() - used:.3f}", flush=True)
+        await measure(operations, load, recorder, go)
     return recorder
+
+
+async def measure(
+    operations: Sequence[Callable[[], Awaitable[object]]],
+    load: Load,
+    recorder: Recorder,
+    go: asyncio.Event,
+) -> None:
+    """Warm up, say `ready`, wait for `go`, run all operations side by side, say `done`."""
+    warm = time.perf_counter() + WARM_UP_S
+    await asyncio.gather(*(loop_closed(each, Recorder(), warm) for each in operations))
+    print("ready", flush=True)
+    await go.wait()
+    start, used = time.perf_counter(), time.process_time()
+    until = start + load.seconds
+    if load.rate:
+        period_s = load.tasks / load.rate
+        await asyncio.gather(
+            *(
+                loop_paced(each, recorder, until, start + i / load.rate, period_s)
+                for i, each in enumerate(operations)
+            )
+        )
+    else:
+        await asyncio.gather(*(loop_closed(each, recorder, until) for each in operations))
+    print(f"done {time.process_time() - used:.3f}", flush=True)
 
 
 def listen(loop: asyncio.AbstractEventLoop, go: asyncio.Event) -> None:
@@ -85,9 +96,10 @@ def listen(loop: asyncio.AbstractEventLoop, go: asyncio.Event) -> None:
 class LoadProcess:
     """The bench's end of one such process."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, module: str = __name__) -> None:
+        """`module`: whose `main` makes the load."""
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__, msgspec.json.encode(load).decode()],
+            [sys.executable, "-P", "-m", module, msgspec.json.encode(load).decode()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # Ctrl-C is the bench's; it ends us
@@ -115,7 +127,7 @@ class LoadProcess:
         self.process.communicate()
 
 
-def main() -> None:
+def main(run: Callable[[Load], Coroutine[Any, Any, Recorder]] = run) -> None:
     recorder = asyncio.run(run(msgspec.json.decode(sys.argv[1].encode(), type=Load)))
     sys.stdout.buffer.write(bytes(recorder.latencies_s))
     sys.stdout.flush()

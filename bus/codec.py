@@ -52,7 +52,8 @@ class Ask(
 ):
     """Numbered operations or queries of one client to one plugin and group; see `Request`.
 
-    `not_after_us` is log time of the group in microseconds, 0 for no bound.
+    `not_after_us` is log time of the group in microseconds, 0 for no bound. `principals`, if any,
+    are one per operation: the client for whose session it is done, 0 for the asker's own.
     """
 
     client: Count
@@ -62,6 +63,7 @@ class Ask(
     not_after_us: Count
     sequences: UpTo[Count]
     operations: UpTo[T]
+    principals: UpTo[Count] = []
 
 
 class Answer(msgspec.Struct, Generic[T], array_like=True, frozen=True, gc=False):
@@ -196,12 +198,14 @@ class Codec:
         not_after_us: int,
         sequences: Sequence[int],
         operations: Sequence[Any],
+        principals: Sequence[int] = (),
     ) -> list[bytes]:
         """Frames of about 1 MiB and at most 10,000 operations. Raises `TooLarge`."""
 
         def envelope(start: int, stop: int) -> Envelope:
             numbers, asked = list(sequences[start:stop]), list(operations[start:stop])
-            return Ask(client, session, group, done_below, not_after_us, numbers, asked)
+            who = list(principals[start:stop])
+            return Ask(client, session, group, done_below, not_after_us, numbers, asked, who)
 
         return self._frames(Kind.ASK, plugin, cluster, operations, OPERATIONS, envelope)
 
@@ -317,6 +321,9 @@ class Codec:
         items = envelope.operations if type(envelope) is Ask else envelope.results
         if len(items) != len(envelope.sequences):
             raise Malformed("body", f"{len(envelope.sequences)} numbers for {len(items)} items")
+        if type(envelope) is Ask and len(envelope.principals) not in (0, len(items)):
+            text = f"{len(envelope.principals)} principals for {len(items)} items"
+            raise Malformed("body", text)
 
     def _refusal(self, frame: bytes) -> Malformed:
         try:

@@ -30,6 +30,7 @@ from .loop_socket import (
     is_loopback,
 )
 from .options import new_socket
+from .traffic import Traffic
 
 SUBSCRIPTION_BYTES = 1024
 """A subscription longer than this disconnects who sent it."""
@@ -58,6 +59,8 @@ class NodeSockets(SocketSet):
             if not insecure and not is_loopback(endpoint):
                 raise NotLoopback(endpoint)
         self._peers: dict[str, tuple[LoopSocket, LoopSocket]] = {}
+        self._clients_traffic, self._peers_traffic = Traffic(), Traffic()
+        self._published_traffic = Traffic()
         raws: list[RawSocket] = []
         try:
             for kind, endpoint, queue, limit in (
@@ -82,12 +85,16 @@ class NodeSockets(SocketSet):
     def receive_peers(self, limit: int) -> list[bytes]:
         """Up to `limit` frames from peers. Who sent one, its envelope says."""
         self._announced = False
-        return [frame for _, frame in self._peer_router.receive(limit)]
+        frames = [frame for _, frame in self._peer_router.receive(limit)]
+        self._peers_traffic.received(frames)
+        return frames
 
     def receive_clients(self, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` (route, frame) from clients; answers go to the route, see `send_client`."""
         self._announced = False
-        return self._client_router.receive(limit)
+        received = self._client_router.receive(limit)
+        self._clients_traffic.received([frame for _, frame in received])
+        return received
 
     def receive_published(self, limit: int) -> list[bytes]:
         """Up to `limit` frames published by peers, from all of them in turn."""
@@ -100,6 +107,7 @@ class NodeSockets(SocketSet):
                 frames.extend(frame for _, frame in received)
             if len(frames) >= limit:
                 break
+        self._published_traffic.received(frames)
         return frames
 
     def send_peer(self, node: str, frame: bytes) -> bool:
@@ -108,7 +116,10 @@ class NodeSockets(SocketSet):
         if link is None:
             self.counters["send_unreachable"] += 1
             return False
-        return link[0].send(frame)
+        if not link[0].send(frame):
+            return False
+        self._peers_traffic.sent(frame)
+        return True
 
     def send_client(self, route: bytes, frame: bytes) -> bool:
         """Send to a client; False if dropped because it has gone or does not read.
@@ -116,11 +127,25 @@ class NodeSockets(SocketSet):
         Nothing is kept for later: a client repeats what was not answered, and the answer is
         remembered until it says it has it.
         """
-        return self._client_router.send_to(route, frame)
+        if not self._client_router.send_to(route, frame):
+            return False
+        self._clients_traffic.sent(frame)
+        return True
 
     def publish(self, topic: bytes, frame: bytes) -> bool:
         """Publish to who subscribed to a prefix of `topic`; slow subscribers lose it unseen."""
-        return self._publisher.send_to(topic, frame)
+        if not self._publisher.send_to(topic, frame):
+            return False
+        self._published_traffic.sent(frame)
+        return True
+
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """What went through, by role: clients, peers, publish."""
+        return {
+            "clients": self._clients_traffic.status(),
+            "peers": self._peers_traffic.status(),
+            "publish": self._published_traffic.status(),
+        }
 
     def connect_peer(self, node: str, peers: str, publish: str) -> None:
         """Connect to a peer's two endpoints and go on trying. An earlier connection is replaced."""

@@ -6,26 +6,28 @@ is not about one lock but about the cluster stands here: its locks, its graph, i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..protocols.lock.messages import (
-    Graph,
-    GraphEdges,
-    ListLocks,
-    LockState,
-    LockStates,
-)
 from ..protocols.plugin import Message, Operation, Query
+from .barrier import AsyncBarrier
 from .clock import now
-from .core import Call
+from .condition import AsyncCondition
+from .core import OURS, Call
+from .election import AsyncElection
 from .errors import CoterieError, TooLarge, result_of
+from .event import AsyncEvent
+from .inspection import AsyncClusterFence, LockEvent, LockInfo, Owner, Seeing, Wait, Watcher
 from .lock import AsyncLock
+from .rlock import AsyncRLock
+from .semaphore import AsyncSemaphore
 from .settings import settings
 from .shell import Shell
+from .transaction import AsyncTransaction, run
 
 if TYPE_CHECKING:
     from ..protocols.plugin import Plugin
@@ -33,33 +35,6 @@ if TYPE_CHECKING:
 MESSAGE_BYTES_MAX = 1024 * 1024
 STATUS_S = 0.5
 """How long `status` waits for nodes that may be down."""
-
-
-class Claimant(NamedTuple):
-    """Who holds a lock or waits for it: client and session, and the number of its claim."""
-
-    client: str
-    session: int
-    number: int
-    mode: str
-
-
-class LockInfo(NamedTuple):
-    """A lock as it stands: `mode` and `token` of those who hold it."""
-
-    name: str
-    mode: str
-    holders: list[Claimant]
-    waiters: list[Claimant]
-    token: int
-
-
-class Wait(NamedTuple):
-    """An edge of the wait-for graph: the claim `waiter` waits for the claim `holder`."""
-
-    waiter: int
-    holder: int
-    name: str
 
 
 class AsyncClient:
@@ -82,6 +57,7 @@ class AsyncClient:
     ) -> None:
         self._shell = Shell(settings(endpoints, name, session_ttl, timeout, keys))
         self._foreign: dict[str, Plugin] | None = None
+        self._seeing = Seeing(self._shell)
 
     @property
     def name(self) -> str:
@@ -106,23 +82,71 @@ class AsyncClient:
         nobody gets the lock after its holder's session expired. Raises `BadName`."""
         return AsyncLock(self._shell, name, shared, timeout, lock_delay)
 
-    async def locks(self, prefix: str = "") -> list[LockInfo]:
-        """The locks held or waited for whose names begin with `prefix`, in order of name."""
-        found: list[LockInfo] = []
-        after, more = "", True
-        while more:
-            states = await self._ask("lock", ListLocks(prefix, after))
-            assert isinstance(states, LockStates)
-            found += [_info(state) for state in states.locks]
-            more = states.more and bool(states.locks)
-            after = found[-1].name if found else ""
+    def rlock(self, name: str) -> AsyncRLock:
+        """A lock that its task may take again. All of one name are one. Raises `BadName`."""
+        found = self._shell.rlocks.get(name)
+        if found is None:
+            found = self._shell.rlocks.setdefault(name, AsyncRLock(self._shell, name))
+        assert isinstance(found, AsyncRLock)
         return found
 
+    def transaction(self) -> AsyncTransaction:
+        """Locks that go together: `async with` commits, or aborts on an exception."""
+        return AsyncTransaction(self._shell)
+
+    async def run(self, function: Callable[[AsyncTransaction], Any], *, attempts: int = 10) -> Any:
+        """Call (and await) `function(t)` in a transaction. One that the cluster chose to break a
+        deadlock is repeated after a pause, older each time in the eyes of the cluster, so that it
+        is not chosen for ever; after `attempts` of them `Deadlock` is raised."""
+        return await run(partial(AsyncTransaction, self._shell), function, attempts)
+
+    def semaphore(self, name: str, value: int = 1) -> AsyncSemaphore:
+        """A semaphore of `value` permits; `value` is stored at first use. Raises `BadName`."""
+        return AsyncSemaphore(self._shell, name, value, False)
+
+    def bounded_semaphore(self, name: str, value: int = 1) -> AsyncSemaphore:
+        """A semaphore that takes no more permits back than it gave out."""
+        return AsyncSemaphore(self._shell, name, value, True)
+
+    def event(self, name: str) -> AsyncEvent:
+        """An event. Raises `BadName`."""
+        return AsyncEvent(self._shell, name)
+
+    def barrier(self, name: str, parties: int, *, timeout: float | None = None) -> AsyncBarrier:
+        """A barrier for `parties`; `timeout` bounds every wait there. Raises `BadName`."""
+        return AsyncBarrier(self._shell, name, parties, timeout)
+
+    def condition(self, lock: AsyncLock, name: str | None = None) -> AsyncCondition:
+        """A condition of what `lock` guards; without `name` it has the lock's."""
+        return AsyncCondition(self._shell, lock, name)
+
+    def election(self, name: str) -> AsyncElection:
+        """An election. Raises `BadName`."""
+        return AsyncElection(self._shell, name)
+
+    def fence(self, name: str) -> AsyncClusterFence:
+        """A fence kept by the cluster (`coterie.Fence` is one of this process)."""
+        return AsyncClusterFence(self._shell, name)
+
+    async def locks(self, prefix: str = "") -> list[LockInfo]:
+        """The locks held or waited for whose names begin with `prefix`, in order of name."""
+        return await self._seeing.locks(prefix)
+
+    def watch_locks(self, prefix: str = "") -> AsyncIterator[LockEvent]:
+        """What happens to the locks whose names begin with `prefix`, from now on."""
+        return Watcher(self._seeing, prefix)
+
     async def wait_graph(self) -> list[Wait]:
-        """Who waits for whom, by the numbers of their claims (see `locks`)."""
-        edges = await self._ask("lock", Graph())
-        assert isinstance(edges, GraphEdges)
-        return [Wait(*edge) for edge in edges.edges]
+        """Who waits for whom: transactions, threads and tasks, single claims."""
+        return (await self._graph())[0]
+
+    async def _graph(self) -> tuple[list[Wait], list[Owner]]:
+        return await self._seeing.graph()
+
+    async def force_release(self, name: str) -> bool:
+        """Take a lock away from whoever holds it; false if nobody did. Only a fence keeps the old
+        holder from going on: it may hear of it late."""
+        return await self._seeing.force_release(name)
 
     async def call(self, plugin: str, request: Message, *, key: str | None = None) -> Message:
         """Send an operation or query to a plugin of the cluster and return its result. Plugins
@@ -130,14 +154,16 @@ class AsyncClient:
 
         Raises `CoterieError` for an unknown plugin, and what its failures stand for.
         """
-        if plugin not in ("lock", "session"):
+        if plugin not in (*OURS, "session"):
             self._load(plugin, key)
         if not isinstance(request, (Operation, Query)):
             raise TypeError(f"send an Operation or a Query, not {request!r}")
         size = len(msgspec.msgpack.encode(request))
         if size > MESSAGE_BYTES_MAX:
             raise TooLarge(f"the request has {size} bytes, at most {MESSAGE_BYTES_MAX} are sent")
-        return await self._ask(plugin, request)
+        result = result_of(await self._shell.ask(Call(plugin, request)))
+        assert isinstance(result, Message)
+        return result
 
     async def status(self) -> dict[str, Any]:
         """What the nodes say of the cluster and of who leads. Never raises `Unavailable`: nodes
@@ -192,13 +218,6 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _ask(self, plugin: str, request: Message) -> Message:
-        call = Call(plugin, request, self._shell.future())
-        self._shell.submit(call)
-        result = result_of(await call.future)
-        assert isinstance(result, Message)
-        return result
-
     def _load(self, plugin: str, key: str | None) -> None:
         if self._foreign is None:
             from .vocabulary import foreign_plugins
@@ -213,17 +232,3 @@ class AsyncClient:
             )
         if found.placement != "control" or key is not None:
             raise CoterieError(f"{plugin!r} lives in partitions, which this version has not yet")
-
-
-def _info(state: LockState) -> LockInfo:
-    return LockInfo(
-        state.name,
-        "shared" if state.shared else "exclusive",
-        [_claimant(*holder) for holder in state.holders],
-        [_claimant(*waiter) for waiter in state.waiters],
-        state.token,
-    )
-
-
-def _claimant(client: str, session: int, number: int, shared: bool) -> Claimant:
-    return Claimant(client, session, number, "shared" if shared else "exclusive")

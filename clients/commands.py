@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -18,7 +19,7 @@ import click
 from .errors import CoterieError, LockLost, Unavailable
 
 if TYPE_CHECKING:
-    from .aio import Claimant, LockInfo, Wait
+    from .inspection import Claimant, LockInfo, Owner, Wait
     from .sync import Client
 
 SILENCE_S = 5.0
@@ -114,7 +115,7 @@ def _not_had(client: Client, name: str, timeout: float) -> NoReturn:
 
 @click.group()
 def locks() -> None:
-    """List the locks of a cluster, and who waits for whom."""
+    """See the locks of a cluster; take one away."""
 
 
 @locks.command()
@@ -135,20 +136,70 @@ def ls(prefix: str, as_json: bool) -> None:
 
 
 @locks.command()
+@click.argument("prefix", default="")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def watch(prefix: str, as_json: bool) -> None:
+    """What happens to the locks whose names begin with PREFIX, until Ctrl-C.
+
+    Begins with those held now ("listed").
+    """
+    with connected() as client:
+        client.locks(prefix)  # finds a leader, or says that there is none
+        for event in client.watch_locks(prefix):
+            if as_json:
+                click.echo(json.dumps(event._asdict(), ensure_ascii=False))
+            else:
+                who = f"{event.client or '?'}#{event.number}"
+                token = f"token {event.token}" if event.token else ""
+                click.echo(f"{event.kind:10}  {event.name}  {who}  {token}".rstrip())
+            sys.stdout.flush()
+
+
+@locks.command()
+@click.argument("name")
+def release(name: str) -> None:
+    """Take the lock NAME away from whoever holds it. The next in line gets it.
+
+    The old holder may hear of it late: only a fence keeps it from going on. Exits 1 if nobody
+    held it.
+    """
+    with connected() as client:
+        if not client.force_release(name):
+            raise Failed(f"nobody holds {name!r}; 'coterie locks ls' tells what is held")
+    click.echo(f"{name} was taken from its holders")
+
+
+@locks.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-def graph(as_json: bool) -> None:
+@click.option("--dot", "as_dot", is_flag=True, help="A graph for Graphviz.")
+def graph(as_json: bool, as_dot: bool) -> None:
     """Who waits for whom, and for which lock."""
     with connected() as client:
-        edges, found = client.wait_graph(), client.locks()
+        edges, owners = client._graph()
     if as_json:
         click.echo(json.dumps([edge._asdict() for edge in edges], ensure_ascii=False))
         return
-    names = {
-        claimant.number: f"{claimant.client}#{claimant.number}"
-        for info in found
-        for claimant in (*info.holders, *info.waiters)
-    }
-    _table(("WAITER", "HOLDER", "LOCK"), [_edge(edge, names) for edge in edges])
+    names = {owner.number: _named(owner) for owner in owners}
+    rows = [_edge(edge, names) for edge in edges]
+    if as_dot:
+        lines = [
+            f"  {_quoted(waiter)} -> {_quoted(holder)} [label={_quoted(name)}];"
+            for waiter, holder, name in rows
+        ]
+        click.echo("\n".join(["digraph waits {", *lines, "}"]))
+    else:
+        _table(("WAITER", "HOLDER", "LOCK"), rows)
+
+
+def _named(owner: Owner) -> str:
+    kind = "transaction " if owner.transaction else ""
+    return f"{kind}{owner.client or '?'}#{owner.number}"
+
+
+def _quoted(text: str) -> str:
+    """As a string of the DOT language."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _edge(edge: Wait, names: dict[int, str]) -> tuple[str, str, str]:

@@ -14,20 +14,29 @@ from collections.abc import Iterable, Sequence
 
 from ..bus.codec import Answer, Codec, Tell
 from ..bus.frame import Kind, Malformed
+from ..protocols.coordination.messages import FailedLater, Waiting, WokenLater
 from ..protocols.errors import Code, definite
-from ..protocols.lock.messages import Acquire, GrantedLater, Queued
-from ..protocols.plugin import Failure, Message
+from ..protocols.lock.messages import (
+    AbortedLater,
+    GrantedAllLater,
+    GrantedLater,
+    LostLater,
+    Queued,
+)
+from ..protocols.plugin import Cancelled, Failure, Message
 from ..protocols.session.messages import EndSession, Located, Pulsed, SessionOpened
 from .core_nodes import Nodes
 from .core_outbox import Outbox
-from .core_records import CANCELLING, DONE, SENT, WAITING, Call
+from .core_records import CANCELLING, DONE, SENT, WAITING, Call, Session
 from .core_sessions import PULSE_S, Sessions
+from .core_waits import TAKES, Told
 from .errors import CLOSED, CoterieError
 
 RETRIED = (Code.NOT_LEADER, Code.LEADER_LOST, Code.BUSY, Code.UNKNOWN_GROUP)
 """Answers after which the same sequence is sent again."""
 
 KINDS = (Kind.ANSWER, Kind.TELL)
+OURS = ("lock", "coordination")
 ABANDONED_MAX = 1_024
 
 
@@ -40,7 +49,7 @@ class Core(Sessions):
         codec: Codec,
         source: random.Random,
         *,
-        plugins: Iterable[str] = ("lock",),
+        plugins: Iterable[str] = OURS,
         name: str = "",
         session_ttl: float = 10.0,
         timeout: float = 5.0,
@@ -51,6 +60,8 @@ class Core(Sessions):
         super().__init__(outbox, nodes, plugins, timeout, source, name, session_ttl)
         self.dropped = 0
         """Frames that made no sense."""
+        self.queued: list[Call] = []
+        """Calls with somebody to be told that they were queued, since this was last emptied."""
         self._codec = codec
         self._close_by: float | None = None
 
@@ -185,9 +196,11 @@ class Core(Sessions):
                 self._refused(endpoint, call, result, now)  # type: ignore[arg-type]
             elif call.state != SENT:
                 continue  # a late copy, or one whose Cancel decides
-            elif kind is Queued:
+            elif kind is Queued or kind is Waiting:
                 self._queued(call, result.wait, now)  # type: ignore[attr-defined]
             elif call.target is not None:
+                if kind is Cancelled and result.failure is not None:  # type: ignore[attr-defined]
+                    self._was_aborted(call, result.failure)  # type: ignore[attr-defined]
                 self._undone(call, call.target)
             else:
                 del table[sequence]
@@ -233,6 +246,7 @@ class Core(Sessions):
         elif call is self._opening:
             self._not_opened(failure)
         elif call.target is not None:
+            self._was_aborted(call, failure)
             self._undone(call, call.target)
         else:
             self._finish(call, failure)
@@ -243,7 +257,7 @@ class Core(Sessions):
         if not busy:
             self._led_elsewhere(endpoint, failure, now)
         elif not call.waits and call.copies <= 0 and now - call.submitted_at >= self._timeout_s:
-            if type(call.operation) is Acquire:
+            if type(call.operation) in TAKES:
                 # A copy the network made may still be applied: nothing must stay held by it.
                 self._complete(call, failure)
                 self.cancel(call, now)
@@ -256,24 +270,41 @@ class Core(Sessions):
 
     def _told(self, hint: Message, now: float) -> None:
         session = self.session
-        if type(hint) is not GrantedLater or session is None or hint.session != session.number:
+        if session is None:
             return
-        call = session.waits.get(hint.wait)
+        kind = type(hint)
+        if kind is GrantedLater or kind is WokenLater:
+            self._told_wait(session, hint.wait, hint.token, now)  # type: ignore[attr-defined]
+        elif type(hint) is GrantedAllLater:
+            self._told_wait(session, hint.wait, hint.tokens, now)
+        elif type(hint) is FailedLater:
+            self._told_wait(session, hint.wait, hint.failure, now)
+        elif type(hint) is AbortedLater:
+            self._abort(session, hint.owner)
+            for wait in hint.waits:
+                self._told_wait(session, wait, hint.failure, now)
+        elif type(hint) is LostLater:
+            session.take(hint.grant)
+            self.losing.append(session)
+
+    def _told_wait(self, session: Session, wait: int, told: Told, now: float) -> None:
+        call = session.waits.get(wait)
         if call is None:
-            session.grant_early(hint.wait, hint.token)
+            session.told_early(wait, told)
         else:
-            self._granted(session, call, hint.token, now)
+            self._ended(call, told, now)
 
     def _queued(self, call: Call, wait: int, now: float) -> None:
         session = call.session
         assert session is not None
         call.state = WAITING
         call.wait = wait
-        token = session.early.pop(wait, None)
-        if token is None:
-            session.waits[wait] = call
-        else:
-            self._granted(session, call, token, now)
+        session.waits[wait] = call
+        if call.queued is not None:
+            self.queued.append(call)
+        told = session.early.pop(wait, None)
+        if told is not None:
+            self._ended(call, told, now)
 
 
 __all__ = ["Call", "Core"]

@@ -11,11 +11,20 @@ import heapq
 from collections.abc import Iterable
 
 from ..protocols.errors import Code
-from ..protocols.lock.messages import Acquire, Granted, Release
+from ..protocols.lock.messages import Abort, Release
 from ..protocols.plugin import Cancel, Failure, Message, Query
 from .core_nodes import Nodes
 from .core_outbox import Outbox
 from .core_records import CANCELLING, DONE, SENT, UNSENT, WAITING, Call, Session
+from .core_waits import (
+    TAKES,
+    Told,
+    begins_anew,
+    is_forgotten,
+    outcome,
+    taken_back,
+    withdrawn,
+)
 from .errors import CLOSED, Busy, CoterieError, Indeterminate, Timeout, Unavailable
 
 CALLS_MAX = 65_536
@@ -52,6 +61,8 @@ class Calls:
         self._room = CALLS_MAX
         self._abandoned = 0
         """Calls among the unsent that nobody wants any more."""
+        self.losing: list[Session] = []
+        """Sessions that lost something, or themselves, since somebody last emptied this list."""
 
     def submit(self, call: Call, now: float) -> None:
         """Take on a call; it leaves at the next `flush`. Raises `Busy`, or `CoterieError` once
@@ -80,16 +91,26 @@ class Calls:
         elif call.state in (SENT, WAITING):
             session = call.session
             assert session is not None
-            if call.sequence not in session.open:
-                call.unwanted = True
-                return
+            parked = call.state == WAITING and call.sequence not in session.open
             call.state = CANCELLING
             session.waits.pop(call.wait, None)
-            self._undo(call, Cancel(call.sequence), now)
-        elif call.state == DONE and type(call.result) is Granted:
-            # granted, and completed into the hands of a caller that had just gone
-            self._undo_grant(call, call.result.grant, now)
+            undo = withdrawn(call.plugin, call.wait) if parked else Cancel(call.sequence)
+            self._undo(call, undo, now)
+        elif call.state == DONE:
+            # completed into the hands of a caller that had just gone
+            self.take_back(call, now)
+
+    def limit(self, call: Call, deadline: float) -> None:
+        """Let a call under way end at `deadline`."""
+        if not call.completed:
+            self._set_deadline(call, deadline)
+
+    def take_back(self, call: Call, now: float) -> None:
+        """Undo what a completed call stands for; nobody waits for that."""
+        undo = taken_back(call.result)
+        if undo is not None:
             call.result = None
+            self._undo(call, undo, now)
 
     def take_completed(self) -> list[Call]:
         """The calls completed since last asked; `result` is an answer or an exception."""
@@ -98,16 +119,13 @@ class Calls:
             self._completed = []
         return completed
 
-    def _undo_grant(self, call: Call, grant: int, now: float) -> None:
-        assert isinstance(call.operation, Acquire)
-        self._undo(call, Release(call.operation.name, grant), now)
-
     def _undo(self, call: Call, operation: Message, now: float) -> None:
-        """Send a `Cancel` or `Release` nobody waits for, until it is confirmed."""
+        """Send what undoes a call, though nobody waits for it, until it is confirmed."""
         if call.session is not None and call.session is self.session:
             undo = Call(call.plugin, operation, waits=True, submitted_at=now)
             undo.session = call.session
             undo.target = call
+            undo.principal = call.principal
             self._unsent[call.plugin].append(undo)
 
     def _undone(self, undo: Call, target: Call) -> None:
@@ -115,23 +133,17 @@ class Calls:
         if target.state == CANCELLING:
             self._finish(target, Timeout("not granted in time"))
 
-    def _granted(self, session: Session, call: Call, token: int, now: float) -> None:
+    def _ended(self, call: Call, told: Told, now: float) -> None:
         """The wait of a call is over."""
         wait = call.wait
-        session.waits.pop(wait, None)
-        if call.unwanted:
-            self._finish(call, None)
-            self._undo_grant(call, wait, now)
-        else:
-            self._finish(call, Granted(wait, token))
+        self._finish(call, outcome(call.operation, wait, told))
+        if is_forgotten(call.operation):
+            self._undo(call, withdrawn(call.plugin, wait), now)
 
     def _gone(self, call: Call) -> None:
         """The wait of a call was let go by the cluster: ask anew, if somebody still waits."""
         self._forget(call)
-        if call.unwanted:
-            call.state = DONE
-        else:
-            self._resubmit(call)
+        self._resubmit(call)
 
     def _finish(self, call: Call, result: object) -> None:
         """Nothing more can come of this call."""
@@ -144,6 +156,24 @@ class Calls:
             call.completed = True
             call.result = result
             self._completed.append(call)
+        if isinstance(result, Failure):
+            self._was_aborted(call, result)
+
+    def _was_aborted(self, call: Call, failure: Failure) -> None:
+        """If this is how a call failed, or was found to have failed when it was given up, its
+        owner was a victim."""
+        if failure.code is Code.DEADLOCK and call.session is not None:
+            self._abort(call.session, max(map(int, failure.detail[::3])))
+
+    def _abort(self, session: Session, owner: int) -> None:
+        """A victim of a deadlock: it has lost all it held, and the cluster is told we know."""
+        if owner not in session.aborted:
+            session.abort(owner)
+            self.losing.append(session)
+            if session is self.session:
+                undo = Call("lock", Abort(owner), waits=True, session=session)
+                undo.target = undo
+                self._unsent["lock"].append(undo)
 
     def _forget(self, call: Call) -> None:
         if call.session is None:
@@ -155,7 +185,8 @@ class Calls:
     def _resubmit(self, call: Call) -> None:
         """Begin anew, under a new sequence: nothing of the old one is left."""
         call.state = UNSENT
-        call.session = None
+        if begins_anew(call.operation):
+            call.session = None
         call.sequence = call.copies = call.wait = 0
         self._unsent[call.plugin].append(call)
 
@@ -163,8 +194,7 @@ class Calls:
         """Let long waits no longer keep the cluster from forgetting the answers given since.
 
         The cluster remembers 65,536 answers above the oldest open sequence. A parked wait lives
-        on by its number; it can no longer be cancelled by its sequence: should it be given up, it
-        is released when it is granted.
+        on by its number, by which it is also given up.
         """
         newest = self._outbox.next_sequence
         parked: list[int] = []
@@ -214,7 +244,7 @@ class Calls:
             call = heapq.heappop(self._deadlines)[2]
             if call.completed or call.deadline is None or call.deadline > now:
                 continue
-            if call.state == UNSENT or call.state == CANCELLING or call.unwanted:
+            if call.state == UNSENT or call.state == CANCELLING:
                 self.cancel(call, now)
                 self._complete(call, Timeout("not granted in time"))
             else:
@@ -232,7 +262,7 @@ class Calls:
             text = self._silence(call, now, limit)
             if type(call.operation) is Release:  # goes on: its caller could not repeat it
                 self._complete(call, Indeterminate(f"the release is still under way: {text}"))
-            elif type(call.operation) is Acquire or call.state == UNSENT:
+            elif type(call.operation) in TAKES or call.state == UNSENT:
                 self._complete(call, Unavailable(text))
                 self.cancel(call, now)
             elif isinstance(call.operation, Query) or call.copies <= 0:

@@ -78,14 +78,14 @@ class Nodes:
 
     def distinct(self) -> list[str]:
         """One endpoint for each node, as far as they are known apart: its name at the front door
-        (localhost) and the one it advertises (127.0.0.1) are one node."""
+        (localhost) and the one it advertises (127.0.0.1) are one node, even if both answer."""
         node_of = {endpoint: node for node, endpoint in self._endpoint_of.items()}
-        node_of.update((endpoint, node) for node, endpoint in self._spoken_to.items())
-        found: dict[str, str] = {}
+        node_of.update((endpoint, found.node) for endpoint, (_, found) in self.located.items())
+        distinct: dict[str, str] = {}
         for endpoint in self.endpoints:
             node = node_of.get(endpoint, endpoint)
-            found.setdefault(node, self._spoken_to.get(node, endpoint))
-        return list(found.values())
+            distinct.setdefault(node, self._spoken_to.get(node, endpoint))
+        return list(distinct.values())
 
     def silence(self, seconds: float, since: float) -> str:
         """What to tell a caller who waited for nothing."""

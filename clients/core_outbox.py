@@ -16,7 +16,8 @@ from .core_nodes import Nodes
 from .core_records import DONE, SENT, Beat, Call, Session
 
 BATCH_OPERATIONS = 4_096
-PULSE_WAITS = 1_000
+PULSE_PART = 500
+"""Waits, and grants, in one pulse: it may ask for 1,000 things."""
 
 
 class Outbox:
@@ -101,15 +102,23 @@ class Outbox:
         return sequence
 
     def pulse(self, session: Session, renews: bool, now: float) -> dict[int, Beat]:
-        """Ask the leader for news of all waits; the beats under way by sequence."""
+        """Ask the leader for news of all waits and watched grants; the beats under way by
+        sequence."""
         waits = list(session.waits.items())
+        grants = list(session.watched)
         beats: dict[int, Beat] = {}
-        for start in range(0, max(1, len(waits)), PULSE_WAITS):
-            part = waits[start : start + PULSE_WAITS]
+        for start in range(0, max(1, len(waits), len(grants)), PULSE_PART):
+            part = waits[start : start + PULSE_PART]
+            watched = grants[start : start + PULSE_PART]
+            asked = [(call.plugin, wait) for wait, call in part]
+            asked += [(grant.plugin, grant.number) for grant in watched]
             renews_too = renews and start == 0
             sequence = self.draw()
-            beats[sequence] = Beat(session, now, renews_too, [call for _, call in part])
-            question = Pulse(renews_too, tuple((call.plugin, wait) for wait, call in part))
+            beats[sequence] = Beat(session, now, renews_too, [call for _, call in part], watched)
+            principals = _principals([call for _, call in part])
+            if principals:
+                principals += (0,) * len(watched)
+            question = Pulse(renews_too, tuple(asked), principals)
             self._send("session", session.number, self._done_below(session), [sequence], [question])
         return beats
 
@@ -126,6 +135,7 @@ class Outbox:
                 done_below,
                 [call.sequence for call in batch],
                 [call.operation for call in batch],
+                principals=_principals(batch),
             )
 
     def _ask_free(self, calls: Sequence[Call]) -> None:
@@ -150,11 +160,12 @@ class Outbox:
         sequences: Sequence[int],
         operations: Sequence[object],
         not_after_us: int = 0,
+        principals: Sequence[int] = (),
     ) -> None:
         leader = self.nodes.leader
         if leader is not None:
             for frame in self._encode(
-                plugin, session, done_below, not_after_us, sequences, operations
+                plugin, session, done_below, not_after_us, sequences, operations, principals
             ):
                 self.frames.append((leader, frame))
 
@@ -166,6 +177,7 @@ class Outbox:
         not_after_us: int,
         sequences: Sequence[int],
         operations: Sequence[object],
+        principals: Sequence[int] = (),
     ) -> list[bytes]:
         return self.codec.encode_ask(
             plugin,
@@ -177,4 +189,11 @@ class Outbox:
             not_after_us,
             sequences,
             operations,
+            principals,
         )
+
+
+def _principals(calls: Sequence[Call]) -> tuple[int, ...]:
+    """For whom each call is done; empty if each is the client's own."""
+    principals = tuple([call.principal for call in calls])
+    return principals if any(principals) else ()

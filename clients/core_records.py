@@ -6,19 +6,36 @@ more can come of it: so the lowest sequence of that table is what the cluster ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from ..protocols.plugin import Message
+from .core_waits import Told
 
 UNSENT, SENT, WAITING, CANCELLING, DONE = 0, 1, 2, 3, 4
 """States of a call: not yet numbered; asked; queued by the cluster; a `Cancel` for it is under
 way; nothing more to come."""
 
 EARLY_MAX = 4_096
-"""Grants kept that were told before the answer that names their wait."""
+"""Ends of waits kept that were told before the answer that names the wait."""
+
+TAKEN_MAX = 100_000
+"""Grants taken away, and owners aborted, that are remembered: as many as a session may hold."""
+
+
+class Watched(Protocol):
+    """A grant whose loss somebody wants to hear of."""
+
+    @property
+    def plugin(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def lost(self) -> bool: ...
 
 
 class Call(msgspec.Struct, eq=False):
@@ -26,9 +43,10 @@ class Call(msgspec.Struct, eq=False):
 
     `future` is completed once, with a result or an exception as its value; None: nobody waits.
     `waits`: it waits for its turn, so an outage does not end it. `deadline`: when it is cancelled
-    on the caller's behalf. `copies`: of those sent, how many may still be applied. `target`: the
-    call that this one (a `Cancel` or `Release`) undoes. `unwanted`: a parked wait nobody waits
-    for any more; it is released when it is granted.
+    on the caller's behalf. `queued`: a future completed once the cluster has queued it, at the
+    latest with the call itself. `copies`: of those sent, how many may still be applied. `target`:
+    the call that this one (a `Cancel` or what takes back a result) undoes. `principal`: the client
+    for whose session it is done, 0 for this one's own.
     """
 
     plugin: str
@@ -45,17 +63,20 @@ class Call(msgspec.Struct, eq=False):
     wait: int = 0
     not_after_us: int = 0
     completed: bool = False
-    unwanted: bool = False
+    queued: Any = None
     target: Call | None = None
     result: Any = None
+    principal: int = 0
 
 
 class Session(msgspec.Struct, eq=False):
     """A session as its client sees it.
 
     `lost_at`: 0.95 x ttl after the sending of the last keep-alive whose commit was confirmed.
-    `lost` is final: whoever reads the clock past `lost_at` sets it, on any thread. `watched`: by
-    grant, what to call when it is lost.
+    `lost` is final: whoever reads the clock past `lost_at` sets it, on any thread. `early`: how
+    waits ended that are not known by number yet. `taken` and `aborted`: grants that were taken
+    away, and owners that lost all they held, while the session lives. `watched`: by grant, what to
+    call when it is lost.
     """
 
     number: int
@@ -65,8 +86,10 @@ class Session(msgspec.Struct, eq=False):
     lost: bool = False
     open: dict[int, Call] = {}
     waits: dict[int, Call] = {}
-    early: dict[int, int] = {}
-    watched: dict[int, list[Callable[[], object]]] = {}
+    early: dict[int, Told] = {}
+    taken: dict[int, None] = {}
+    aborted: dict[int, None] = {}
+    watched: dict[Watched, list[Callable[[], object]]] = {}
 
     def is_lost(self, now: float) -> bool:
         """True once `lost_at` has passed, and for ever after."""
@@ -86,19 +109,34 @@ class Session(msgspec.Struct, eq=False):
         calls.extend(call for call in self.waits.values() if call.sequence not in self.open)
         return calls
 
-    def grant_early(self, wait: int, token: int) -> None:
-        """Remember a grant whose wait is not known yet; the oldest gives way."""
+    def told_early(self, wait: int, told: Told) -> None:
+        """Remember how a wait ended that is not known yet; the oldest gives way."""
         early = self.early
         if len(early) >= EARLY_MAX:
             del early[next(iter(early))]
-        early[wait] = token
+        early[wait] = told
+
+    def take(self, number: int) -> None:
+        """A grant was taken away from this session."""
+        _remember(self.taken, number)
+
+    def abort(self, owner: int) -> None:
+        """An owner lost all it held."""
+        _remember(self.aborted, owner)
+
+
+def _remember(numbers: dict[int, None], number: int) -> None:
+    if len(numbers) >= TAKEN_MAX:
+        del numbers[next(iter(numbers))]
+    numbers[number] = None
 
 
 class Beat(msgspec.Struct):
     """A pulse under way: of which session, when it was sent, whether it renews, and about which
-    waits it asked."""
+    waits, and then which watched grants, it asked."""
 
     session: Session
     sent_at: float
     renews: bool
     calls: list[Call]
+    grants: Sequence[Watched] = ()

@@ -8,12 +8,12 @@ One pulse looks after everything open: it renews, asks for news of waits, and fi
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..protocols.errors import Code
-from ..protocols.lock.messages import Acquire, Release
 from ..protocols.plugin import Failure
 from ..protocols.session.messages import (
+    FAILED,
     GONE,
     GRANTED,
     EndSession,
@@ -25,7 +25,8 @@ from ..protocols.session.messages import (
 from .core_calls import SESSION_ENDED, Calls
 from .core_nodes import Nodes
 from .core_outbox import Outbox
-from .core_records import CANCELLING, WAITING, Beat, Call, Session
+from .core_records import CANCELLING, WAITING, Beat, Call, Session, Watched
+from .core_waits import ENDED_WITH_SESSION, begins_anew
 from .errors import Indeterminate, Timeout
 
 PULSE_S = 0.333
@@ -55,8 +56,6 @@ class Sessions(Calls):
         ttl_s: float,
     ) -> None:
         super().__init__(outbox, nodes, plugins, timeout_s)
-        self.lost_sessions: list[Session] = []
-        """Sessions lost since somebody last emptied this list."""
         self._random = source
         self._name = name
         self._ttl_s = ttl_s
@@ -166,7 +165,7 @@ class Sessions(Calls):
             return
         self.session = None
         self._beats.clear()
-        self.lost_sessions.append(session)
+        self.losing.append(session)
         calls = session.everything()
         session.open.clear()
         session.waits.clear()
@@ -182,13 +181,15 @@ class Sessions(Calls):
 
     def _survive(self, call: Call) -> None:
         """What becomes of a call whose session is lost."""
-        if call.target is not None or call.completed or call.unwanted:
-            self._finish(call, Timeout("not granted in time") if call.unwanted else None)
+        if call.target is not None or call.completed:
+            self._finish(call, None)
         elif call.state == CANCELLING:
             self._finish(call, Timeout("not granted in time"))
-        elif type(call.operation) is Release:
+        elif begins_anew(call.operation):
+            self._resubmit(call)
+        elif type(call.operation) in ENDED_WITH_SESSION:
             self._finish(call, SESSION_ENDED)
-        elif type(call.operation) is Acquire or call.copies <= 0:
+        elif call.copies <= 0:
             self._resubmit(call)
         else:
             text = "the session ended before the answer came; look whether it was done"
@@ -239,17 +240,32 @@ class Sessions(Calls):
             return
         if pulsed.kept_alive and beat.renews:
             session.renew(beat.sent_at, LOST_AFTER)
-        for call, (kind, token) in zip(beat.calls, pulsed.news, strict=False):
+        failures, tokens = dict(pulsed.failures), dict(pulsed.tokens)
+        for position, (call, (kind, token)) in enumerate(
+            zip(beat.calls, pulsed.news, strict=False)
+        ):
             if call.state != WAITING or call.session is not session:
                 continue
             if kind == GRANTED:
-                self._granted(session, call, token, now)
+                self._ended(call, tokens.get(position, token), now)
             elif kind == GONE:
                 self._gone(call)
+            elif kind == FAILED and position in failures:
+                self._ended(call, failures[position], now)
+        self._look_at_grants(session, beat.grants, pulsed.news[len(beat.calls) :])
         if pulsed.term > nodes.term:
             nodes.leader, nodes.term = endpoint, pulsed.term
             self._locate_at = None
             self._take_up(now)
+
+    def _look_at_grants(
+        self, session: Session, grants: Sequence[Watched], news: Sequence[tuple[int, int]]
+    ) -> None:
+        """A watched grant that is not there was taken away; the hint of that was lost."""
+        for grant, (kind, _) in zip(grants, news, strict=False):
+            if kind != GRANTED and grant in session.watched:
+                session.take(grant.number)
+                self.losing.append(session)
 
     def _pulse_refused(self, endpoint: str, beat: Beat, failure: Failure, now: float) -> None:
         if failure.code is Code.SESSION_EXPIRED:

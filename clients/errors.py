@@ -40,11 +40,13 @@ class LockLost(CoterieError, RuntimeError):
 
 
 class Deadlock(CoterieError):
-    """This owner was chosen to break a deadlock. `cycle`: (waiter, holder, name) each."""
+    """This owner was chosen to break a deadlock: it waited in a circle, and has lost all its
+    locks. `cycle`: who waited for whom, and for which lock, as (waiter, holder, name) with the
+    numbers of `wait_graph`; the victim was the highest."""
 
-    cycle: list[tuple[str, str, str]]
+    cycle: list[tuple[int, int, str]]
 
-    def __init__(self, *args: object, cycle: list[tuple[str, str, str]] | None = None) -> None:
+    def __init__(self, *args: object, cycle: list[tuple[int, int, str]] | None = None) -> None:
         super().__init__(*args)
         self.cycle = cycle or []
 
@@ -117,6 +119,7 @@ CLASSES: dict[Code, type[CoterieError]] = {
     Code.DISK_FULL: Busy,
     Code.STATE_DIVERGED: Unavailable,
     Code.REMOVED: Unavailable,
+    Code.BROKEN_BARRIER: BrokenBarrier,
 }
 
 CLOSED = "the client is closed; make a new one"
@@ -126,6 +129,10 @@ FORKED = "this client was made before fork(); make a new one in the child proces
 def error_of(failure: Failure) -> CoterieError:
     """The public exception for a failing answer."""
     text = failure.text or f"the cluster answered {failure.code.name}"
+    if failure.code is Code.DEADLOCK:
+        edges = zip(*[iter(failure.detail)] * 3, strict=True)
+        cycle = [(int(waiter), int(holder), name) for waiter, holder, name in edges]
+        return Deadlock(text, cycle=cycle)
     return CLASSES[failure.code](text)
 
 

@@ -27,31 +27,56 @@ class Grant(msgspec.Struct, frozen=True, eq=False):
     _number: int
     _session: Session
     _call_back: Callable[[list[Callable[[], object]]], None]
+    _owner: int = 0
+    """Who it is in the wait-for graph; 0: nobody but the grant itself."""
+    _nest: list[Grant] | None = None
+    """The locks of one thread or task in the order it took them, this one among them."""
+    _plugin: str = "lock"
 
     def __repr__(self) -> str:
         return f"Grant(name={self.name!r}, mode={self.mode!r}, token={self.token})"
 
     @property
+    def number(self) -> int:
+        """The number by which `locks` lists it."""
+        return self._number
+
+    @property
+    def plugin(self) -> str:
+        return self._plugin
+
+    @property
     def lost(self) -> bool:
-        """True once the session of this grant was not kept alive in time; final."""
-        return self._session.is_lost(now())
+        """True once the session of this grant was not kept alive in time, or the grant was taken
+        away: by `force_release`, or to break a deadlock. Final."""
+        session = self._session
+        if session.is_lost(now()):
+            return True
+        return self._number in session.taken or self._owner in session.aborted
 
     def ensure_held(self) -> None:
         """Raise `LockLost` if the lock is lost."""
-        if self._session.is_lost(now()):
-            raise lost_error(self.name)
+        if self.lost:
+            raise lost_error(self)
 
     def on_lost(self, callback: Callable[[], object]) -> None:
         """Call `callback()` when the lock is lost; at once if it is already. Not on release."""
         watched = self._session.watched
-        watched.setdefault(self._number, []).append(callback)
-        if self._session.lost:  # nobody may look there any more
-            self._call_back(watched.pop(self._number, []))
+        watched.setdefault(self, []).append(callback)
+        if self.lost:  # nobody may look there any more
+            self._call_back(watched.pop(self, []))
 
 
-def lost_error(name: str) -> LockLost:
+def lost_error(grant: Grant) -> LockLost:
+    session = grant._session
+    if session.lost:
+        reason = "its session was not kept alive in time"
+    elif grant._owner in session.aborted:
+        reason = "its owner was chosen to break a deadlock"
+    else:
+        reason = "it was taken away, by force or to break a deadlock"
     return LockLost(
-        f"the lock {name!r} is lost: its session was not kept alive in time; "
+        f"the lock {grant.name!r} is lost: {reason}; "
         "what it guards may have another holder, so stop using it"
     )
 
@@ -68,12 +93,28 @@ def timeout_error(name: str, timeout: float) -> Timeout:
     )
 
 
-def released_error(name: str, result: object) -> CoterieError:
+def converted_error(grant: Grant, result: object, timeout: float) -> CoterieError:
+    """Why a grant was not upgraded or downgraded."""
+    try:
+        result_of(result)
+    except CoterieError as error:
+        if isinstance(error, (SessionExpired, LockLost)):
+            grant._session.take(grant._number)
+            return lost_error(grant)
+        if isinstance(error, Timeout):
+            return Timeout(
+                f"the lock {grant.name!r} was not upgraded in {timeout:g} s; it is still shared"
+            )
+        return error
+    return CoterieError(f"the cluster answered {result!r} to a conversion")
+
+
+def released_error(grant: Grant, result: object) -> CoterieError:
     """Why a release was not confirmed."""
     try:
         result_of(result)
     except CoterieError as error:
         if isinstance(error, (SessionExpired, LockLost)):
-            return lost_error(name)
+            return lost_error(grant)
         return error
     return CoterieError(f"the cluster answered {result!r} to a release")

@@ -1,146 +1,30 @@
 """Locks, for tasks and for threads.
 
-The law: a grant is never handed out after it was lost, and whatever ends a wait, a cancellation or
-a signal at any moment, leaves nothing held and nobody waiting.
+The law: whatever ends a wait, a cancellation or a signal at any moment, leaves nothing held and
+nobody waiting. Locks that a thread or task takes by `with` are asked for in the name of its nest
+(`nests.py`), so that the cluster sees it when such wait for each other in a circle.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from ..protocols.lock.messages import Acquire, Granted, Inspect, Release, Released
-from ..protocols.lock.plugin import name_is_good
-from .clock import now
+from ..protocols.lock.messages import Converted, Granted, Inspect, Released
+from .arguments import bounded, check_timeout
 from .core import Call
-from .errors import BadName, CoterieError, Timeout, result_of
+from .errors import CoterieError
 from .grant import Grant, is_held, lost_error, released_error, timeout_error
+from .holding import Holding
 from .shell import Shell
 
 if TYPE_CHECKING:
-    from .sync import Runner
-
-LOCK_DELAY_MAX_S = 3_600.0
+    from .runner import Runner
 
 
-def check_timeout(blocking: bool, timeout: float) -> None:
-    """What `threading.Lock.acquire` refuses. Raises ValueError or OverflowError."""
-    if not blocking and timeout != -1:
-        raise ValueError("can't specify a timeout for a non-blocking call")
-    if timeout > threading.TIMEOUT_MAX:
-        raise OverflowError("timeout value is too large")
-    if timeout != -1 and not timeout >= 0:
-        raise ValueError("timeout value must be a non-negative number")
-
-
-class LockBase:
-    """What both kinds of lock share: the questions they ask, and the grants in hand."""
-
-    def __init__(
-        self, shell: Shell, name: str, shared: bool, timeout: float | None, lock_delay: float
-    ) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"a lock's name is a string, not {name!r}")
-        if not name_is_good(name):
-            raise BadName(
-                f"{name!r} is no name: use 1 to 255 bytes of UTF-8 without control characters, "
-                "not . or .."
-            )
-        if timeout is not None:
-            check_timeout(True, timeout)
-        if not 0 <= lock_delay <= LOCK_DELAY_MAX_S:
-            raise ValueError(f"lock_delay must be from 0 seconds to 1 hour, not {lock_delay!r}")
-        self.name = name
-        self.mode: Literal["exclusive", "shared"] = "shared" if shared else "exclusive"
-        self._shell = shell
-        self._timeout = -1 if timeout is None else timeout
-        delay_us = round(lock_delay * 1e6)
-        self._waiting = Acquire(name, shared, True, 0, delay_us)
-        self._trying = Acquire(name, shared, False, 0, delay_us)
-        self._held: dict[object, list[Grant]] = {}
-
-    @property
-    def token(self) -> int:
-        """The fencing token of the present grant. Raises RuntimeError if there is none."""
-        return self._present().token
-
-    @property
-    def lost(self) -> bool:
-        """Whether the present grant is lost. Raises RuntimeError if there is none."""
-        return self._present().lost
-
-    def ensure_held(self) -> None:
-        """Raise `LockLost` if the present grant is lost, RuntimeError if there is none."""
-        self._present().ensure_held()
-
-    def on_lost(self, callback: Callable[[], object]) -> None:
-        """Call `callback()` when the present grant is lost; see `Grant.on_lost`."""
-        self._present().on_lost(callback)
-
-    def _call(self, future: Any, blocking: bool, timeout: float) -> Call:
-        if not blocking or timeout == 0:
-            return Call("lock", self._trying, future)
-        if timeout == -1:
-            return Call("lock", self._waiting, future, True)
-        return Call("lock", self._waiting, future, True, now() + timeout)
-
-    def _keep(self, owner: object, call: Call, granted: Granted) -> Grant | None:
-        """The grant in the caller's hands; None if its session was lost on the way."""
-        session = call.session
-        assert session is not None
-        if session.is_lost(now()):
-            return None
-        grant = Grant(
-            self.name, self.mode, granted.token, granted.grant, session, self._shell.call_back
-        )
-        self._held.setdefault(owner, []).append(grant)
-        return grant
-
-    def _owner(self) -> object:
-        raise NotImplementedError
-
-    def _present(self) -> Grant:
-        """The latest grant of this thread or task, else the latest of any."""
-        grants = self._held.get(self._owner())
-        if grants:
-            return grants[-1]
-        for grants in reversed(list(self._held.values())):
-            if grants:
-                return grants[-1]
-        raise RuntimeError("release unlocked lock")
-
-    def _drop(self, grant: Grant) -> None:
-        """Let go of a grant. Raises RuntimeError if another thread or task was quicker."""
-        owner = self._owner()
-        if grant not in self._held.get(owner, ()):
-            owner = next((o for o, held in list(self._held.items()) if grant in held), None)
-        try:
-            grants = self._held[owner]
-            grants.remove(grant)
-        except (KeyError, ValueError):
-            raise RuntimeError("release unlocked lock") from None
-        if not grants:
-            self._held.pop(owner, None)
-
-    def _releasing(self, grant: Grant, future: Any) -> Call:
-        call = Call("lock", Release(grant.name, grant._number), future)
-        call.session = grant._session
-        grant._session.watched.pop(grant._number, None)
-        return call
-
-    @staticmethod
-    def _refused(result: object) -> None:
-        """Nothing for a lock that was not had in time; raises for anything else."""
-        try:
-            result_of(result)
-        except Timeout:
-            return None
-        raise CoterieError(f"the cluster answered {result!r} to an acquire")
-
-
-class AsyncLock(LockBase):
+class AsyncLock(Holding):
     """A lock of the whole cluster for asyncio, made by `AsyncClient.lock`.
 
     As `threading.Lock`, but what talks to the cluster is awaited.
@@ -153,21 +37,24 @@ class AsyncLock(LockBase):
             check_timeout(blocking, timeout)
         return await self._acquire(blocking, timeout) is not None
 
-    async def _acquire(self, blocking: bool, timeout: float) -> Grant | None:
+    async def _acquire(
+        self, blocking: bool, timeout: float, nest: list[Grant] | None = None
+    ) -> Grant | None:
         shell = self._shell
         while True:
-            call = self._call(shell.future(), blocking, timeout)
+            call = self._call(shell.future(), blocking, timeout, nest)
             shell.submit(call)
             try:
                 result = await call.future
             except BaseException:
                 shell.cancel(call)
                 raise
-            if type(result) is not Granted:
-                return self._refused(result)
-            grant = self._keep(shell.task(), call, result)
-            if grant is not None:
-                return grant
+            if type(result) is Granted:
+                grant = self._keep(shell.task(), call, result, nest)
+                if grant is not None:
+                    return grant
+            elif not self._asked_anew(call, result):
+                return None
 
     async def release(self) -> None:
         """Give the lock back. Raises RuntimeError if it is not held, `LockLost` if it is lost.
@@ -177,13 +64,24 @@ class AsyncLock(LockBase):
         grant = self._present()
         if grant.lost:
             self._drop(grant)
-            raise lost_error(self.name)
+            raise lost_error(grant)
         call = self._releasing(grant, self._shell.future())
         self._shell.submit(call)
         self._drop(grant)
         result = await call.future
         if type(result) is not Released:
-            raise released_error(self.name, result)
+            raise released_error(grant, result)
+
+    async def upgrade(self, timeout: float | None = None) -> Grant:
+        """Make the present shared grant exclusive, ahead of all who wait. Raises `Timeout` (it
+        stays shared), `LockLost`, or `Deadlock` for one of two that upgrade at once."""
+        upgraded = await self._upgrade(self._present(), bounded(timeout))
+        return self._present() if upgraded is None else upgraded[0]
+
+    async def downgrade(self) -> Grant:
+        """Make the present exclusive grant shared: those who wait to share it get it now. The
+        token stays. Raises `LockLost`."""
+        return await self._downgrade(self._present())
 
     async def locked(self) -> bool:
         """True if anyone, anywhere, holds the lock."""
@@ -192,7 +90,8 @@ class AsyncLock(LockBase):
         return is_held(await call.future)
 
     async def __aenter__(self) -> Grant:
-        grant = await self._acquire(True, self._timeout)
+        shell = self._shell
+        grant = await self._acquire(True, self._timeout, shell.nests.of_task(shell.task()))
         if grant is None:
             raise timeout_error(self.name, self._timeout)
         return grant
@@ -213,8 +112,19 @@ class AsyncLock(LockBase):
     def _owner(self) -> object:
         return self._shell.task()
 
+    def _is_owned(self) -> bool:
+        return bool(self._held)
 
-class Lock(LockBase):
+    async def _release_save(self) -> Any:
+        nest = self._present()._nest
+        await self.release()
+        return nest
+
+    async def _acquire_restore(self, nest: Any) -> None:
+        await self._acquire(True, -1, nest)
+
+
+class Lock(Holding):
     """A lock of the whole cluster, made by `Client.lock`; honours `threading.Lock`."""
 
     def __init__(
@@ -237,29 +147,38 @@ class Lock(LockBase):
             check_timeout(blocking, timeout)
         return self._acquire(blocking, timeout) is not None
 
-    def _acquire(self, blocking: bool, timeout: float) -> Grant | None:
+    def _acquire(
+        self, blocking: bool, timeout: float, nest: list[Grant] | None = None
+    ) -> Grant | None:
         runner = self._runner
         while True:
-            call = self._call(runner.waiter(), blocking, timeout)
+            call = self._call(runner.waiter(), blocking, timeout, nest)
             grant = None
             try:
                 runner.submit(call)
                 result = call.future.wait()
-                if type(result) is not Granted:
-                    return self._refused(result)
-                grant = self._keep(threading.get_ident(), call, result)
-                # Here nothing may stand at which a signal's handler runs: the grant would be
-                # in nobody's hands (CPython looks for signals after calls of C functions).
-                if grant is not None:
-                    return grant
+                if type(result) is Granted:
+                    grant = self._keep(threading.get_ident(), call, result, nest)
+                    # Here nothing may stand at which a signal's handler runs: the grant would be
+                    # in nobody's hands (CPython looks for signals after calls of C functions).
+                    if grant is not None:
+                        return grant
+                elif not self._asked_anew(call, result):
+                    return None
             except BaseException:
                 self._forget(call)
                 runner.cancel(call)
                 raise
 
-    def _keep(self, owner: object, call: Call, granted: Granted) -> Grant | None:
+    def _keep(
+        self, holder: object, call: Call, granted: Granted, nest: list[Grant] | None
+    ) -> Grant | None:
         with self._mutex:
-            return super()._keep(owner, call, granted)
+            return super()._keep(holder, call, granted, nest)
+
+    def _convert(self, grant: Grant, converted: Converted) -> Grant:
+        with self._mutex:
+            return super()._convert(grant, converted)
 
     def _drop(self, grant: Grant) -> None:
         with self._mutex:
@@ -287,12 +206,12 @@ class Lock(LockBase):
             self._let_go(grant)
             raise
         if type(result) is not Released:
-            raise released_error(self.name, result)
+            raise released_error(grant, result)
 
     def _release(self, grant: Grant) -> object:
         if grant.lost:
             self._drop(grant)
-            raise lost_error(self.name)
+            raise lost_error(grant)
         call = self._releasing(grant, self._runner.waiter())
         self._runner.submit(call)
         self._drop(grant)  # in this order: what is still in hand was not surely submitted
@@ -305,6 +224,19 @@ class Lock(LockBase):
             self._runner.submit(self._releasing(grant, self._runner.waiter()))
             self._drop(grant)
 
+    def upgrade(self, timeout: float | None = None) -> Grant:
+        """Make the present shared grant exclusive, ahead of all who wait. Raises `Timeout` (it
+        stays shared), `LockLost`, or `Deadlock` for one of two that upgrade at once."""
+        grant = self._present()
+        begin = partial(self._upgrade, grant, bounded(timeout))
+        upgraded = self._runner.run(begin, self._unconvert)
+        return grant if upgraded is None else upgraded[0]
+
+    def downgrade(self) -> Grant:
+        """Make the present exclusive grant shared: those who wait to share it get it now. The
+        token stays. Raises `LockLost`."""
+        return self._runner.run(partial(self._downgrade, self._present()))
+
     def locked(self) -> bool:
         """True if anyone, anywhere, holds the lock."""
         call = Call("lock", Inspect(self.name), self._runner.waiter())
@@ -312,7 +244,7 @@ class Lock(LockBase):
         return is_held(call.future.wait())
 
     def __enter__(self) -> Grant:
-        grant = self._acquire(True, self._timeout)
+        grant = self._acquire(True, self._timeout, self._shell.nests.of_thread())
         if grant is None:
             raise timeout_error(self.name, self._timeout)
         return grant
@@ -340,5 +272,15 @@ class Lock(LockBase):
     def _owner(self) -> object:
         return threading.get_ident()
 
+    # What `threading.Condition` asks of its lock.
 
-__all__ = ["AsyncLock", "Grant", "Lock"]
+    def _is_owned(self) -> bool:
+        return bool(self._held)
+
+    def _release_save(self) -> Any:
+        nest = self._present()._nest
+        self.release()
+        return nest
+
+    def _acquire_restore(self, nest: Any) -> None:
+        self._acquire(True, -1, nest)

@@ -7,17 +7,19 @@ metadata of every installed distribution.
 from __future__ import annotations
 
 from ..bus.codec import Codec, Vocabulary
+from ..protocols.coordination.messages import MESSAGES as COORDINATION
 from ..protocols.lock.messages import MESSAGES as LOCK
 from ..protocols.plugin import Plugin
 from ..protocols.session.messages import MESSAGES as SESSION
 
 
 def codec_for(plugins: list[Plugin]) -> Codec:
-    """A codec for sessions, locks, and the plugins given."""
+    """A codec for sessions, locks and their kin, and the plugins given."""
     # Here, because the registry brings the state machines with it.
     from ..protocols.registry import vocabulary
 
-    messages = {"session": SESSION, "lock": LOCK, **{p.name: p.messages for p in plugins}}
+    ours = {"session": SESSION, "lock": LOCK, "coordination": COORDINATION}
+    messages = {**ours, **{plugin.name: plugin.messages for plugin in plugins}}
     return Codec({name: Vocabulary(**vocabulary(spoken)) for name, spoken in messages.items()})
 
 

@@ -7,6 +7,7 @@ it runs: the start of a node is part of every fail-over.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -52,6 +53,12 @@ data_option = click.option(
 @click.option("--segment-bytes", help="Size of a file of the log.")
 @click.option("--keys", help="Not there yet.")
 @click.option("--log-level", help="debug, info, warning or error [info].")
+@click.option("--log-format", help="logfmt or json [logfmt].")
+@click.option("--http-listen", help="Address HTTP is served on [as --bind].")
+@click.option("--http-port", help="Port of HTTP, 0 for none [as --bind, +1000].")
+@click.option("--http-token", help="Who asks over HTTP bears this; better COTERIE_HTTP_TOKEN.")
+@click.option("--http-hosts", help="Names by which browsers may know this node: NAME,…")
+@click.option("--deadlock-detection", help="both, enqueue or sweep [both].")
 @click.option("--parent-pipe", hidden=True)
 def node(insecure: bool, join: str | None, **flags: str | None) -> NoReturn:
     """Run one node in this process, until SIGTERM or SIGINT.
@@ -81,7 +88,7 @@ def node(insecure: bool, join: str | None, **flags: str | None) -> NoReturn:
 @click.option("--nodes", type=click.IntRange(1, 15), help="How many [3, or as the data have].")
 @data_option
 @click.option("--port", type=click.IntRange(1, 65000), help="Clients of node1 [7001].")
-@click.option("--http-port", type=click.IntRange(1, 65000), help="Not served yet.")
+@click.option("--http-port", type=click.IntRange(1, 65000), help="HTTP of node1 [8001].")
 @click.option("--store", default="embedded", help="Only 'embedded' yet.")
 @click.option("--durability", help="fsync or relaxed [fsync].")
 @click.option("--detach", is_flag=True, help="Return when a leader serves; end with `down`.")
@@ -102,12 +109,10 @@ def up(
 
     if store != "embedded":
         raise WrongSetting(f"--store: {store!r}: other stores than 'embedded' come later")
-    if http_port is not None:
-        click.echo("--http-port: nothing is served there yet", err=True)
     options = [] if durability is None else ["--durability", durability]
     lock: DirectoryLock | None = None
     try:
-        plans = _plans(data, nodes, port)
+        plans = _plans(data, nodes, port, http_port)
         _check_configuration(plans, data, durability)
         data.mkdir(parents=True, exist_ok=True)
         lock = DirectoryLock(data)
@@ -129,13 +134,17 @@ def up(
             lock.release()
 
 
-def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
+def _plans(
+    data: Path, nodes: int | None, port: int | None, http_port: int | None
+) -> list[NodePlan]:
     """The plan of the directory; a new directory gets what the flags say."""
-    from .plans import PlanDiffers, kept, numbered
+    from .configuration import HTTP_OFFSET
+    from .plans import PlanDiffers, kept, numbered, serving_http
 
     found = kept(data)
     if found is None:
-        return numbered(nodes or 3, port or PORT)
+        first = port or PORT
+        return numbered(nodes or 3, first, http_port or first + HTTP_OFFSET)
     plans = [plan for plan in found if not plan.removed]
     if nodes is not None and nodes != len(plans):
         raise PlanDiffers(
@@ -147,7 +156,7 @@ def _plans(data: Path, nodes: int | None, port: int | None) -> list[NodePlan]:
             f"--port: {port}: the nodes of {data} know each other by port {plans[0].client} …; "
             "leave --port out, or take another --data"
         )
-    return plans
+    return serving_http(plans, http_port) if http_port is not None else plans
 
 
 def _check_configuration(plans: list[NodePlan], data: Path, durability: str | None) -> None:
@@ -171,12 +180,13 @@ def _check_configuration(plans: list[NodePlan], data: Path, durability: str | No
 
 
 def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
+    from .live import live_view
     from .plans import keep, kept
     from .up import Up
 
     if kept(data) is None:
         keep(data, plans)
-    cluster = Up(data, plans, options, lambda text: click.echo(text))
+    cluster = Up(data, plans, options, functools.partial(print, flush=True))
     try:
         leader = cluster.await_ready()
         if leader is None and not cluster.leaving:
@@ -186,7 +196,8 @@ def _serve(data: Path, plans: list[NodePlan], options: list[str]) -> int:
             return 1
         if leader is not None:
             click.echo(_served(data, plans, leader.node, leader.term))
-            cluster.serve()
+            with live_view([plan.endpoint for plan in plans]) as tick:
+                cluster.serve(tick)
         click.echo("ending the nodes …")
     finally:
         cluster.close()
@@ -198,18 +209,22 @@ def _served(data: Path, plans: list[NodePlan], leader: str, term: int) -> str:
     endpoints = ",".join(plan.endpoint for plan in plans)
     given = "" if data == Path(DATA) else f" --data {data}"
     lines = [f"{len(plans)} nodes serve from {data}; {leader} leads (term {term})", ""]
-    lines += [
-        f"  {plan.name}  {plan.endpoint}  (peers {plan.peer}, PUB {plan.publish})" for plan in plans
-    ]
+    for plan in plans:
+        http = f"  {plan.http_url}" if plan.http else ""
+        lines.append(
+            f"  {plan.name}  {plan.endpoint}{http}  (peers {plan.peer}, PUB {plan.publish})"
+        )
     lines += [
         "",
         "In another terminal:",
         "",
         f"  export COTERIE_ENDPOINTS={endpoints}",
         "  coterie status",
+        "  coterie top",
         "  coterie lock demo -- sh -c 'echo token $COTERIE_LOCK_TOKEN; sleep 5'",
         f"  coterie kill {leader}{given}",
         f"  coterie restart {leader}{given}",
+        *(f"  curl {plan.http_url}/health" for plan in plans[:1] if plan.http),
         "",
         "In Python:",
         "",
@@ -293,24 +308,32 @@ resume = _for_node("resume", "Let a paused node go on (SIGCONT).")
 restart = _for_node("restart", "Start a node again with the same command, ending it first.")
 
 
-@click.command()
-@click.option(
+endpoints_option = click.option(
     "--endpoints",
     envvar="COTERIE_ENDPOINTS",
     default=f"tcp://127.0.0.1:{PORT}",
     show_default=True,
     help="Where to ask; one node is enough. Also COTERIE_ENDPOINTS.",
 )
+
+
+def listed(endpoints: str) -> list[str]:
+    """The endpoints of a list with commas."""
+    return [part.strip() for part in endpoints.split(",") if part.strip()]
+
+
+@click.command()
+@endpoints_option
 @click.option("--json", "as_json", is_flag=True, help="All that the nodes say of themselves.")
 def status(endpoints: str, as_json: bool) -> NoReturn:
     """Show the nodes, the leader and what they hold. Exits 1 without a quorum."""
     import json
 
     from .ring_view import collect_ring
-    from .status import collect, to_json, to_table
+    from .status import collect, summary, to_json, to_table, to_text
 
-    addresses = [part.strip() for part in endpoints.split(",") if part.strip()]
     try:
+        addresses = listed(endpoints)
         found = collect(addresses)
     except ValueError as error:
         raise WrongSetting(f"--endpoints: {error}") from None
@@ -318,6 +341,11 @@ def status(endpoints: str, as_json: bool) -> NoReturn:
     if as_json:
         content = json.loads(to_json(found))
         click.echo(json.dumps({**content, "ring": ring and ring.as_json()}, indent=2))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(highlight=False).print(to_table(found), summary(found))
+        click.echo(f"\n{ring.as_table()}" if ring else "")
     else:
-        click.echo(to_table(found) + (f"\n\n{ring.as_table()}" if ring else ""))
+        click.echo(to_text(found) + (f"\n\n{ring.as_table()}" if ring else ""))
     sys.exit(0 if found.quorum else 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -18,11 +18,15 @@ from ..protocols.records import Member
 
 Durability: TypeAlias = Literal["fsync", "relaxed"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LogFormat: TypeAlias = Literal["logfmt", "json"]
+Detection: TypeAlias = Literal["both", "enqueue", "sweep"]
 T = TypeVar("T")
 
 PORT = 7001
 PEER_OFFSET, PUBLISH_OFFSET = 100, 200
 """Where the ports for peers and PUB are, seen from the port for clients."""
+
+HTTP_OFFSET = 1000
 
 NODES_MAX = 64
 MEBIBYTE = 1024 * 1024
@@ -46,6 +50,10 @@ class ConfigurationError(ValueError):
         self.value = value
 
 
+class ConfigurationSecret(ValueError):
+    """A setting is wrong that must not be repeated to a terminal or a log."""
+
+
 class Peer(NamedTuple):
     """A configured node and where the others reach it (ZeroMQ endpoints)."""
 
@@ -63,6 +71,7 @@ class NodeConfiguration:
     `peer_bind` and `publish_bind` are what it listens on; `advertised_endpoint` is where clients
     are told to reach it. `election_timeout_s` is (least, most). `parent_pipe` is an inherited
     descriptor: the node ends when its other end is closed. `keys` is None: they come later.
+    `http_port` is 0 if HTTP is not served; `http_hosts` are names a browser may know it by.
     """
 
     name: str
@@ -79,7 +88,13 @@ class NodeConfiguration:
     segment_bytes: int = SEGMENT_BYTES
     keys: None = None
     log_level: LogLevel = "info"
+    log_format: LogFormat = "logfmt"
+    deadlock_detection: Detection = "both"
     parent_pipe: int | None = None
+    http_listen: str = "127.0.0.1"
+    http_port: int = 0
+    http_token: str = field(default="", repr=False)
+    http_hosts: frozenset[str] = frozenset()
 
     @property
     def own(self) -> Peer:
@@ -118,7 +133,13 @@ class NodeConfiguration:
         segment_bytes: str | None = None,
         keys: str | None = None,
         log_level: str | None = None,
+        log_format: str | None = None,
+        deadlock_detection: str | None = None,
         parent_pipe: str | None = None,
+        http_listen: str | None = None,
+        http_port: str | None = None,
+        http_token: str | None = None,
+        http_hosts: str | None = None,
     ) -> NodeConfiguration:
         """Flags as given (None: not given), else the environment, else the defaults.
 
@@ -142,15 +163,21 @@ class NodeConfiguration:
         if beat * 2 > timeout[0]:
             text = "must be at most half the shortest election timeout"
             raise options.wrong("heartbeat", heartbeat, f"{text}, {timeout[0] * 1000:g} ms")
+        advertised = options.read("advertise", advertise, _advertised, own.client_endpoint)
+        token = options.read("http_token", http_token, _token, "")
+        listen = options.read("http_listen", http_listen, _host, _host_of(binds[0]))
+        if not lifted and not token and not is_loopback(f"tcp://{listen}:0"):
+            text = f"{listen} is no loopback address; ask for a token with --http-token, or accept "
+            raise options.wrong("http_listen", http_listen, text + "anybody with --insecure")
+        named = options.read("http_hosts", http_hosts, _hosts, "")
+        reached = (advertised, *(peer.client_endpoint for peer in configured))
         return cls(
             name=node,
             data_dir=options.read("data", data, _path, f"coterie-data/{node}"),
             client_bind=binds[0],
             peer_bind=binds[1],
             publish_bind=binds[2],
-            advertised_endpoint=options.read(
-                "advertise", advertise, _advertised, own.client_endpoint
-            ),
+            advertised_endpoint=advertised,
             peers=configured,
             durability=options.read("durability", durability, _durability, "fsync"),
             election_timeout_s=timeout,
@@ -161,7 +188,15 @@ class NodeConfiguration:
             ),
             keys=options.read("keys", keys, _no_keys, ""),
             log_level=options.read("log_level", log_level, _log_level, "info"),
+            log_format=options.read("log_format", log_format, _log_format, "logfmt"),
+            deadlock_detection=options.read(
+                "deadlock_detection", deadlock_detection, _detection, "both"
+            ),
             parent_pipe=options.read("parent_pipe", parent_pipe, _descriptor, ""),
+            http_listen=listen,
+            http_port=options.read("http_port", http_port, _port, _http_port(binds[0])),
+            http_token=token,
+            http_hosts=named | {_host_of(known).strip("[]").lower() for known in reached},
         )
 
 
@@ -181,6 +216,8 @@ class _Options:
         source, value = self._source(setting, flag)
         try:
             return parse(default if value is None else value)
+        except ConfigurationSecret as error:
+            raise ConfigurationError(source, None, str(error)) from None
         except ValueError as error:
             raise ConfigurationError(source, value, str(error)) from None
 
@@ -283,6 +320,42 @@ def _bind(text: str, own: Peer) -> tuple[str, str, str]:
     return endpoint(host, client), endpoint(host, peer), endpoint(host, publish)
 
 
+def _host_of(bound: str) -> str:
+    return bound.removeprefix("tcp://").rpartition(":")[0]
+
+
+def _http_port(client_bind: str) -> str:
+    port = int(client_bind.rpartition(":")[2]) + HTTP_OFFSET
+    return str(port if port <= 65535 else 0)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise ValueError("is no port (0: HTTP is not served)")
+    return int(text)
+
+
+def _host(text: str) -> str:
+    match = re.fullmatch(_HOST, text)
+    if match is None or text.startswith("tcp://"):
+        raise ValueError("is no address to listen on, as in 127.0.0.1 or 0.0.0.0")
+    return "0.0.0.0" if text == "*" else text
+
+
+def _token(text: str) -> str:
+    if text and not re.fullmatch(r"[\x21-\x7e]{16,256}", text):
+        raise ConfigurationSecret("a token has 16 to 256 printable ASCII characters, no spaces")
+    return text
+
+
+def _hosts(text: str) -> frozenset[str]:
+    names = [part.strip().lower() for part in text.split(",")]
+    for name in filter(None, names):
+        if not re.fullmatch(r"[a-z0-9_-][a-z0-9._-]*", name):
+            raise ValueError(f"{name!r} is no host name")
+    return frozenset(filter(None, names))
+
+
 def _advertised(text: str) -> str:
     match = _ADDRESS.fullmatch(text)
     if match is None or match["peer"] or match["host"] in ("*", "0.0.0.0", "[::]"):
@@ -300,6 +373,18 @@ def _log_level(text: str) -> LogLevel:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise ValueError("is none of debug, info, warning, error")
     return cast(LogLevel, text.lower())
+
+
+def _log_format(text: str) -> LogFormat:
+    if text not in ("logfmt", "json"):
+        raise ValueError("is neither logfmt nor json")
+    return cast(LogFormat, text)
+
+
+def _detection(text: str) -> Detection:
+    if text not in ("both", "enqueue", "sweep"):
+        raise ValueError("is none of both, enqueue (when a wait begins), sweep (every 5 s)")
+    return cast(Detection, text)
 
 
 def _milliseconds(text: str) -> float:

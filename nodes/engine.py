@@ -55,6 +55,9 @@ class Effects(msgspec.Struct):
     answers: list[tuple[Request, Sequence[Result]]] = []
     hints: list[tuple[Any, str, list[Hint]]] = []
     published: list[tuple[str, bytes, Message]] = []
+    led: list[tuple[GroupId, NodeId | None, int]] = []
+    """(group, leader, term) of what changed, to be told."""
+    notes: list[str] = []
     cluster: int | None = None
     stop: Failure | None = None
     disk_tasks: list[tuple[str, tuple[Any, ...]]] = []
@@ -81,6 +84,8 @@ class Engine:
         self.replicas = replicas
         self.now = 0.0
         self.dropped: dict[str, int] = {}
+        self.proposals = self.reads = 0
+        """Commands proposed and reads asked for by plugins, for figures."""
         self._introductions = introductions
         self._plugins: dict[str, Plugin] = {plugin.name: plugin for plugin in plugins}
         self._plugins[log.name] = log
@@ -195,7 +200,13 @@ class Engine:
     def status(self) -> dict[str, Any]:
         """What each plugin says of itself, by name."""
         plugins = {name: plugin.status() for name, plugin in self._plugins.items()}
-        return {"node": self.identity.node, "cluster": self.identity.cluster, **plugins}
+        return {
+            "node": self.identity.node,
+            "cluster": self.identity.cluster,
+            "proposals": self.proposals,
+            "reads": self.reads,
+            **plugins,
+        }
 
     def _drop(self, cause: str) -> None:
         self.dropped[cause] = self.dropped.get(cause, 0) + 1
@@ -238,9 +249,11 @@ class EnginePort:
         self._engine._tell(client, hint)
 
     def propose(self, group: GroupId, command: Command, token: Any) -> None:
+        self._engine.proposals += 1
         self._engine.log.propose(self._plugin, group, command, token)
 
     def read(self, group: GroupId, token: Any) -> None:
+        self._engine.reads += 1
         self._engine.log.read(self._plugin, group, token)
 
     def machine(self, group: GroupId) -> StateMachine:
@@ -268,6 +281,9 @@ class EnginePort:
     def describe(self) -> dict[str, Any]:
         return self._engine.describe()
 
+    def note(self, text: str) -> None:
+        self._engine._effects.notes.append(text)
+
     def persist(self, records: Sequence[Record]) -> WriteNumber:
         engine = self._engine
         if not engine._effects.records:
@@ -286,6 +302,7 @@ class EnginePort:
         self._engine._plugins[plugin].on_failed(group, token, failure)
 
     def led(self, group: GroupId, leader: NodeId | None, term: int) -> None:
+        self._engine._effects.led.append((group, leader, term))
         for plugin in self._engine._others:
             plugin.on_leader(group, leader, term)
 
@@ -328,4 +345,13 @@ def machines_of(plugins: Sequence[Plugin], group: GroupId) -> dict[str, StateMac
 
 
 def _no_effects() -> Effects:
-    return Effects(records=[], messages={}, answers=[], hints=[], published=[], disk_tasks=[])
+    return Effects(
+        records=[],
+        messages={},
+        answers=[],
+        hints=[],
+        published=[],
+        led=[],
+        notes=[],
+        disk_tasks=[],
+    )

@@ -91,6 +91,7 @@ class Launch:
         arguments += ["--name", plan.name, "--peers", peers_option(self.plans)]
         arguments += ["--data", str(home.absolute()), "--bind", plan.address]
         arguments += ["--advertise", f"127.0.0.1:{plan.client}"]
+        arguments += ["--http-listen", "127.0.0.1", "--http-port", str(plan.http)]
         arguments += ["--parent-pipe", str(self._owner), *self._options]
         path = self._log(index)
         if path.exists() and path.stat().st_size > LOG_BYTES:

@@ -137,8 +137,8 @@ class LocalCluster:
 
     @property
     def http(self) -> list[str]:
-        """Base URLs of the nodes' HTTP servers: none yet."""
-        return []
+        """Base URLs of the nodes' HTTP servers, in order of index; those that do not run too."""
+        return [plan.http_url for plan in self._running.plans]
 
     @property
     def data_dir(self) -> Path:
@@ -226,8 +226,7 @@ class LocalCluster:
         launch = self._running
         if len(self._indexes(launch)) >= NODES_MAX:
             raise ValueError(f"{NODES_MAX} nodes are as many as run on one machine")
-        client, peer, publish = find_free(3)
-        plan = NodePlan(f"node{len(launch.plans) + 1}", client, peer, publish)
+        plan = NodePlan(f"node{len(launch.plans) + 1}", *find_free(4))
         with Administration(self.endpoints, START_WAIT_S) as cluster:
             index = launch.add(plan)
             try:
@@ -363,9 +362,10 @@ def _taken(launch: Launch) -> bool:
 
 
 def _new_plans(nodes: int) -> list[NodePlan]:
-    ports = iter(find_free(3 * nodes))
+    ports = iter(find_free(4 * nodes))
     return [
-        NodePlan(f"node{n}", next(ports), next(ports), next(ports)) for n in range(1, nodes + 1)
+        NodePlan(f"node{n}", next(ports), next(ports), next(ports), next(ports))
+        for n in range(1, nodes + 1)
     ]
 
 

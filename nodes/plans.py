@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from .configuration import PEER_OFFSET, PUBLISH_OFFSET
+from .configuration import HTTP_OFFSET, PEER_OFFSET, PUBLISH_OFFSET
 from .ports import Holder, command_of, held_by, is_free
 
 PLAN_FILE, LOCK_FILE = "cluster.json", "cluster.lock"
@@ -41,18 +41,19 @@ class DirectoryInUse(OSError):
 
 
 class NodePlan(NamedTuple):
-    """A node to run: its name, and its ports for clients, peers and PUB on 127.0.0.1. One that was
-    removed from its cluster stays in the plan: its name is not given to another."""
+    """A node to run: its name, and its ports for clients, peers, PUB and HTTP on 127.0.0.1. One
+    that was removed from its cluster stays in the plan: its name is not given to another."""
 
     name: str
     client: int
     peer: int
     publish: int
+    http: int
     removed: bool = False
 
     @property
-    def ports(self) -> tuple[int, int, int]:
-        return self.client, self.peer, self.publish
+    def ports(self) -> tuple[int, int, int, int]:
+        return self.client, self.peer, self.publish, self.http
 
     @property
     def endpoint(self) -> str:
@@ -64,17 +65,32 @@ class NodePlan(NamedTuple):
         return f"tcp://127.0.0.1:{self.peer}", f"tcp://127.0.0.1:{self.publish}"
 
     @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+    @property
     def address(self) -> str:
         """As in `--peers`, without the name."""
         return f"127.0.0.1:{self.client}:{self.peer}:{self.publish}"
 
 
-def numbered(nodes: int, port: int) -> list[NodePlan]:
-    """node1 on `port`, node2 on the next, …; peers on +100, PUB on +200."""
+def numbered(nodes: int, port: int, http_port: int) -> list[NodePlan]:
+    """node1 on `port`, node2 on the next, …; peers on +100, PUB on +200; HTTP on `http_port` …."""
     ports = range(port, port + nodes)
-    return [
-        NodePlan(f"node{number}", client, client + PEER_OFFSET, client + PUBLISH_OFFSET)
+    plans = [
+        NodePlan(f"node{number}", client, client + PEER_OFFSET, client + PUBLISH_OFFSET, 0)
         for number, client in enumerate(ports, 1)
+    ]
+    return serving_http(plans, http_port)
+
+
+def serving_http(plans: Sequence[NodePlan], http_port: int) -> list[NodePlan]:
+    """The same nodes, the first serving HTTP on `http_port`, the second on the next, …; 0 where the
+    ports end."""
+    ports = range(http_port, http_port + len(plans))
+    return [
+        plan._replace(http=port if port <= 65535 else 0)
+        for plan, port in zip(plans, ports, strict=True)
     ]
 
 
@@ -89,15 +105,20 @@ def kept(directory: Path) -> list[NodePlan] | None:
     path = directory / PLAN_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            NodePlan(str(name), int(client), int(peer), int(publish), bool(removed))
-            for name, client, peer, publish, *removed in content["nodes"]
-        ]
+        return [_plan(str(name), ports) for name, *ports in content["nodes"]]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         text = f"{path} cannot be read ({error}); take another directory, or move it away"
         raise PlanDiffers(text) from None
+
+
+def _plan(name: str, values: Sequence[int | bool]) -> NodePlan:
+    """A row of the file: ports, and at its end whether the node was removed. One that was written
+    before nodes served HTTP has a port less."""
+    ports = [int(value) for value in values if not isinstance(value, bool)]
+    client, peer, publish, http = (*ports, ports[0] + HTTP_OFFSET)[:4]
+    return NodePlan(name, client, peer, publish, http, removed=values[-1] is True)
 
 
 def keep(directory: Path, plans: Sequence[NodePlan]) -> None:

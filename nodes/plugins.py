@@ -12,6 +12,6 @@ from ..protocols.plugin import Plugin
 from ..protocols.registry import builtin, discover
 
 
-def installed() -> list[Plugin]:
+def installed(deadlock_detection: str = "both") -> list[Plugin]:
     """Fresh instances of all plugins but raft, ours first, the others in order of name."""
-    return [*builtin(), *discover(entry_points(group="coterie.protocols"))]
+    return [*builtin(deadlock_detection), *discover(entry_points(group="coterie.protocols"))]

@@ -8,13 +8,20 @@ cluster of ours is likely to want the same.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..bus.loop_socket import AddressInUse, BindFailed
+
+if TYPE_CHECKING:
+    from .configuration import NodeConfiguration
 
 LOWEST, HIGHEST = 15_000, 32_000
+BACKLOG = 1_024
 LISTEN = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 
@@ -44,6 +51,23 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def http_socket(configuration: NodeConfiguration) -> socket.socket | None:
+    """A socket that listens where a node serves HTTP, None if it does not. Who connects waits until
+    it is accepted. Raises `BindFailed`."""
+    host, port = configuration.http_listen, configuration.http_port
+    if not port:
+        return None
+    address = host.strip("[]")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        endpoint = f"http://{host}:{port}"
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(endpoint) from error
+        raise BindFailed(endpoint, error.strerror or str(error)) from error
 
 
 def find_free(count: int) -> list[int]:

@@ -12,24 +12,27 @@ import asyncio
 import contextlib
 import gc
 import json
-import logging
 import os
 import signal
 import sys
+from collections import Counter
+from importlib import import_module
 from typing import Any
 
 import msgspec
 import zmq
 
-from ..bus.codec import Ask, PeerFrame, TooLarge
+from ..bus.codec import Ask, PeerFrame
 from ..bus.frame import Kind, Malformed
 from ..bus.node_sockets import NodeSockets
 from ..protocols.errors import Code
-from ..protocols.plugin import Failure, Plugin, Request, Result
+from ..protocols.plugin import Failure, Plugin, Request
 from ..protocols.raft.settings import Settings
 from . import identity as identities
+from . import journal
 from .assembly import assemble, bus_codec
 from .configuration import NodeConfiguration
+from .counters import Counters
 from .disk import DiskFull
 from .disk_thread import DiskThread
 from .engine import Effects, Engine
@@ -38,13 +41,15 @@ from .log_writer import LogWriter
 from .machine import monotonic_s, processor_s, resident_bytes
 from .peers import PeerLinks
 from .plugins import installed
+from .ports import http_socket
+from .sending import Sender
 from .storage import open_storage
 
 FRAMES_A_TURN = 256
 OPERATIONS_A_TURN = 4096
 RECEIVING_S = 0.010
 
-EXIT_OK, EXIT_FAULT, EXIT_DATA, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 1, 65, 70, 74, 76
+EXIT_OK, EXIT_SOFTWARE, EXIT_DISK, EXIT_REFUSED = 0, 70, 74, 76
 TRANSFER_WAIT_S = 1.0
 """How long SIGTERM waits for another node to take the leadership."""
 
@@ -60,8 +65,6 @@ SWITCH_S = 0.0005
 
 PEER_KINDS = (Kind.PEER,)
 CLIENT_KINDS = (Kind.ASK,)
-
-logger = logging.getLogger("coterie.node")
 
 
 class NodeProcess:
@@ -79,10 +82,10 @@ class NodeProcess:
         self._leaving_until: float | None = None
         self._farewell_until = 0.0
         self._disk_full: Failure | None = None
-        self._turns = self._operations = self._turn_s_max = 0.0
-        self._dropped: dict[str, int] = {}
+        self._counters = Counters()
+        self._began_s = monotonic_s()
 
-        plugins = installed()
+        plugins = installed(configuration.deadlock_detection)
         self._codec = bus_codec(plugins)
         self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
         with contextlib.ExitStack() as undo:
@@ -99,8 +102,12 @@ class NodeProcess:
                 insecure=configuration.insecure,
             )
             undo.callback(self._sockets.close)
+            self._http = http_socket(configuration)
+            if self._http is not None:
+                undo.callback(self._http.close)
             self.engine = self._assemble(plugins)
             undo.pop_all()
+        self._sender = Sender(self._codec, self._sockets, self._counters)
         self._disk_thread = DiskThread(loop.call_soon_threadsafe)
         self._keeping = Keeping(
             storage.snapshots,
@@ -118,6 +125,12 @@ class NodeProcess:
             on_failed=self._on_write_failed,
             on_full=self._on_disk_full,
             on_long=self._keeping.on_long,
+        )
+        self._watch = journal.Watch(
+            loop,
+            dropped=self._dropped,
+            writes=self._writer.write_times,
+            configuration=self.engine.log.configuration,
         )
 
     def _assemble(self, plugins: list[Plugin]) -> Engine:
@@ -167,8 +180,23 @@ class NodeProcess:
         try:
             self._carry_out(self.engine.start(monotonic_s()))
             self._schedule()
-            logger.info("node %s serves %s", self._node, self._sockets.clients_endpoint)
-            return await self._stopped
+            journal.say(
+                journal.warning if self.configuration.insecure else journal.info,
+                "start",
+                clients=self._sockets.clients_endpoint,
+                incarnation=f"{self.engine.identity.incarnation:016x}",
+                durability=self.configuration.durability,
+                insecure=self.configuration.insecure,
+            )
+            self._watch.begin()
+            if self._http is None:
+                return await self._stopped
+            # Loaded beside the loop, for the start of a node is part of every fail-over; who
+            # connects meanwhile waits.
+            gateway = await asyncio.to_thread(import_module, ".gateway.server", __package__)
+            own = self._sockets.clients_endpoint
+            serving = gateway.serve(self.configuration, own, self._http, self.status, self._stopped)
+            return int(await serving)
         finally:
             self.close()
 
@@ -176,6 +204,7 @@ class NodeProcess:
         """Stop the log's thread after its last write, close the sockets and the directory."""
         if self._timer is not None:
             self._timer.cancel()
+        self._watch.end()
         self._sockets.close()
         self._writer.close()
         self._keeping.close()
@@ -203,8 +232,8 @@ class NodeProcess:
         except Exception:
             # A defect. Nothing of this turn has left half done; what comes after it would.
             status = json.dumps(self.status(), default=str)
-            logger.critical("node %s stops: a defect; it was %s", self._node, status, exc_info=True)
-            self._stop(EXIT_SOFTWARE)
+            journal.say(journal.critical, "a defect", exception=True, status=status)
+            self._stop(EXIT_SOFTWARE, "a defect")
 
     def _take_turn(self) -> None:
         began = monotonic_s()
@@ -216,16 +245,15 @@ class NodeProcess:
         slow_disk = DISK_IS_SLOW if self._writer.backlog > BACKLOG_RECORDS else None
         self.engine.refusing = self._disk_full or slow_disk
         self._receive_peers()
-        self._receive_clients(began + RECEIVING_S)
+        operations = self._receive_clients(began)
         if self._leaving_until is not None:
             self._hand_over(began, self._leaving_until)
         if self._disk_full is not None:
             self.engine.log.transfer()
         self._carry_out(self.engine.end())
-        self._turns += 1
         self._keeping.work(monotonic_s())
         ended = monotonic_s()
-        self._turn_s_max = max(self._turn_s_max, ended - began)
+        self._counters.turn(ended - began, operations)
         if self._sockets.pending():
             self._schedule()
         self._set_timer(ended)
@@ -268,8 +296,9 @@ class NodeProcess:
                 foreign=cluster != engine.identity.cluster,
             )
 
-    def _receive_clients(self, until: float) -> None:
-        engine = self.engine
+    def _receive_clients(self, began: float) -> int:
+        """How many operations came."""
+        engine, until = self.engine, began + RECEIVING_S
         frames = operations = 0
         while frames < FRAMES_A_TURN and operations < OPERATIONS_A_TURN and monotonic_s() < until:
             received = self._sockets.receive_clients(32)
@@ -295,76 +324,32 @@ class NodeProcess:
                         ask.sequences,
                         ask.operations,
                         route,
+                        ask.principals,
+                        began,
                     )
                 )
             if len(received) < 32:
                 break
-        self._operations += operations
+        return operations
 
     # Effects
 
     def _carry_out(self, effects: Effects) -> None:
         if effects.cluster is not None:
             identities.keep(self._storage.directory, self.engine.identity)
-            logger.info("node %s belongs to cluster %016x", self._node, effects.cluster)
+            journal.say(journal.info, "joined", cluster=f"{effects.cluster:016x}")
+        for note in effects.notes:
+            journal.say(journal.info, "note", text=note)
         if effects.records:
             self._writer.submit(effects.write_number, effects.records)
         if effects.disk_tasks:
             self._keeping.carry_out(effects.disk_tasks)
         self._peers.follow(self.engine.log.configuration())
-        if effects.messages:
-            self._send_peers(effects)
-        if effects.answers:
-            self._send_answers(effects)
-        identity = self.engine.identity
-        for route, plugin, hints in effects.hints:
-            for frame in self._codec.encode_tell(plugin, identity.cluster, hints):
-                self._sockets.send_client(route, frame)
+        self._sender.send(self.engine, effects)
         if effects.stop is not None:
-            logger.error("node %s stops: %s", self._node, effects.stop.text)
-            self._stop(EXIT_REFUSED)
-
-    def _send_peers(self, effects: Effects) -> None:
-        identity, log = self.engine.identity, self.engine.log
-        for (to, plugin), messages in effects.messages.items():
-            try:
-                frames = self._codec.encode_peer(
-                    plugin,
-                    identity.cluster,
-                    identity.node,
-                    identity.incarnation,
-                    log.recorded_incarnation(to) or 0,
-                    messages,
-                )
-            except TooLarge as error:
-                self._drop("too_large_for_peer")
-                logger.error("node %s cannot send to %s: %s", self._node, to, error)
-                continue
-            for frame in frames:
-                self._sockets.send_peer(to, frame)
-
-    def _send_answers(self, effects: Effects) -> None:
-        """One frame per client, plugin and group, however many frames of it were answered."""
-        merged: dict[tuple[bytes, str, int], tuple[list[int], list[Result]]] = {}
-        for request, results in effects.answers:
-            key = (request.route, request.plugin, request.group)
-            into = merged.get(key)
-            if into is None:
-                merged[key] = (list(request.sequences), list(results))
-            else:
-                into[0].extend(request.sequences)
-                into[1].extend(results)
-        cluster = self.engine.identity.cluster
-        for (route, plugin, group), (sequences, answered) in merged.items():
-            try:
-                frames = self._codec.encode_answer(plugin, cluster, group, sequences, answered)
-            except TooLarge as error:
-                failure = Failure(Code.TOO_LARGE, f"the answer is too large: {error}")
-                frames = self._codec.encode_answer(
-                    plugin, cluster, group, sequences, [failure] * len(sequences)
-                )
-            for frame in frames:
-                self._sockets.send_client(route, frame)
+            self._stop(EXIT_REFUSED, effects.stop.text)
+        for group, leader, term in effects.led:
+            journal.say(journal.info, "leader", group=group, term=term, leader=leader or "none")
 
     # What comes from elsewhere
 
@@ -374,13 +359,13 @@ class NodeProcess:
 
     def _on_write_failed(self, error: Exception) -> None:
         """A write or sync that failed is never tried again: what the disk holds is unknown."""
-        logger.critical("node %s stops: its log cannot be written: %s", self._node, error)
+        journal.say(journal.critical, "stop", reason=f"its log cannot be written: {error}")
         # At once, with nothing more sent: an answer may count on what is not on the disk.
         os._exit(EXIT_DISK)
 
     def _on_disk_full(self, error: DiskFull) -> None:
         """The log still takes a little: enough to hand over and to refuse what is asked."""
-        logger.error("node %s refuses writes: %s", self._node, error)
+        journal.say(journal.error, "disk full", reason=error)
         self._disk_full = Failure(Code.DISK_FULL, str(error))
         self._storage.disk.release_reserve()
         self._schedule()
@@ -388,12 +373,12 @@ class NodeProcess:
     def _on_parent(self, parent: int) -> None:
         if not os.read(parent, 1):
             self._loop.remove_reader(parent)
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "the process that started it has ended")
 
     def _leave(self) -> None:
         """SIGTERM: hand the leadership over, then stop; a second signal stops at once."""
         if self._leaving_until is not None:
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "it was told to, twice")
             return
         self._leaving_until = monotonic_s() + TRANSFER_WAIT_S
         self._schedule()
@@ -403,36 +388,38 @@ class NodeProcess:
         if not self.engine.log.transfer():
             self._farewell_until = now + FAREWELL_S
         if now >= min(until, self._farewell_until):
-            self._stop(EXIT_OK)
+            self._stop(EXIT_OK, "it was told to")
 
-    def _stop(self, code: int) -> None:
+    def _stop(self, code: int, reason: str) -> None:
         if not self._stopped.done():
+            level = journal.error if code else journal.info
+            journal.say(level, "stop", reason=reason, exit_code=code)
             self._stopped.set_result(code)
 
     def _drop(self, cause: str) -> None:
-        self._dropped[cause] = self._dropped.get(cause, 0) + 1
+        self._counters.dropped[cause] += 1
 
     def status(self) -> dict[str, Any]:
-        """What `coterie status` shows of this node, of JSON types."""
+        """What this node says of itself, of JSON types; `metrics.py` makes metrics of it."""
+        p50_s, p99_s = self._writer.write_times()
         return {
             **self.engine.status(),
             "process": {
                 "pid": os.getpid(),
+                "up_s": round(monotonic_s() - self._began_s, 3),
                 "memory_bytes": resident_bytes(),
                 "cpu_s": round(processor_s(), 3),
                 "durability": self.configuration.durability,
                 "insecure": self.configuration.insecure,
                 "client_endpoint": self._sockets.clients_endpoint,
-                "turns": int(self._turns),
-                "operations": int(self._operations),
-                "turn_ms_max": round(self._turn_s_max * 1000, 3),
-                "log_write_ms_p50": round(self._writer.write_times()[0] * 1000, 3),
-                "log_write_ms_p99": round(self._writer.write_times()[1] * 1000, 3),
+                **self._counters.status(),
+                "log_write_ms_p50": round(p50_s * 1000, 3),
+                "log_write_ms_p99": round(p99_s * 1000, 3),
                 "log_backlog": self._writer.backlog,
-                "dropped": {
-                    **self._dropped,
-                    **self.engine.dropped,
-                    **dict(self._sockets.counters),
-                },
+                "bus": self._sockets.traffic(),
+                "dropped": self._dropped(),
             },
         }
+
+    def _dropped(self) -> dict[str, int]:
+        return dict(self._counters.dropped + Counter(self.engine.dropped) + self._sockets.counters)

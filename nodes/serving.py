@@ -1,30 +1,28 @@
-"""A node from its configuration to its exit code.
+"""Running one node in this process, from its configuration to its exit code.
 
-The law: a fault that is known is told in one line that says what to do, and has a code of its own.
+The law: whatever keeps a node from starting is told in one line that says what to do about it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from ..bus.loop_socket import BindFailed
 from ..protocols.registry import BadPlugin, BrokenDistribution
 from ..protocols.snapshot import DamagedSnapshot
+from . import journal
 from .configuration import NodeConfiguration
 from .disk import DirectoryInUse, DiskError
 from .identity import ForeignDirectory, UnreadableIdentity
-from .process import EXIT_DATA, EXIT_DISK, EXIT_FAULT, EXIT_REFUSED, NodeProcess
+from .process import EXIT_DISK, EXIT_REFUSED, NodeProcess
 from .wal import CorruptLog, ForeignLog
 
-logger = logging.getLogger("coterie.node")
+EXIT_FAULT, EXIT_DATA = 1, 65
 
 
 def run(configuration: NodeConfiguration) -> int:
     """Run a node until it is told to stop; the exit code. Faults are told on standard error."""
-    logging.basicConfig(
-        level=configuration.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    journal.begin(configuration.name, configuration.log_level, configuration.log_format)
 
     async def serve() -> int:
         return await NodeProcess(configuration, asyncio.get_running_loop()).run()
@@ -32,8 +30,7 @@ def run(configuration: NodeConfiguration) -> int:
     try:
         return asyncio.run(serve())
     except (BindFailed, DirectoryInUse) as error:
-        logger.error("%s", error)
-        return EXIT_FAULT
+        code, reason = EXIT_FAULT, str(error)
     except (
         CorruptLog,
         ForeignLog,
@@ -41,11 +38,13 @@ def run(configuration: NodeConfiguration) -> int:
         ForeignDirectory,
         UnreadableIdentity,
     ) as error:
-        logger.error("%s", error)
-        return EXIT_DATA
+        code, reason = EXIT_DATA, str(error)
     except DiskError as error:
-        logger.error("%s", error)
-        return EXIT_DISK
+        code, reason = EXIT_DISK, str(error)
     except (BadPlugin, BrokenDistribution) as error:
-        logger.error("%s", error)
-        return EXIT_REFUSED
+        code, reason = EXIT_REFUSED, str(error)
+    except PermissionError as error:
+        text = "give this user the directory, or name another one with --data"
+        code, reason = EXIT_FAULT, f"{error}; {text}"
+    journal.say(journal.error, "stop", reason=reason, exit_code=code)
+    return code

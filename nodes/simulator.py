@@ -72,6 +72,13 @@ class Drawn(msgspec.Struct):
     sync_s: float
     segment_bytes: int
     forgetful: bool
+    detection: str
+    """Where deadlocks are looked for; "" where nobody gets into one."""
+
+
+def draw_detection(source: random.Random) -> str:
+    """Every third world has transactions, which sooner or later wait for each other."""
+    return source.choice(("both", "enqueue", "sweep")) if source.random() < 0.33 else ""
 
 
 def draw_settings(source: random.Random, groups: int) -> Settings:
@@ -170,6 +177,7 @@ class World:
             sync_s=source.choice((0.0003, 0.002, 0.01)),
             segment_bytes=source.choice((1_024, 2_048, 8_192, 65_536)),
             forgetful=source.random() < 0.5,
+            detection=draw_detection(random.Random(f"{seed}/detection")),
         )
         self.settings = draw_settings(source, self.drawn.groups)
         self.codec: Codec = bus_codec(self.plugins())
@@ -190,7 +198,7 @@ class World:
 
     def plugins(self) -> list[Plugin]:
         """Fresh instances for one node: what is shipped, and the counters."""
-        return [*builtin(), Counter(), Tally()]
+        return [*builtin(self.drawn.detection or "both"), Counter(), Tally()]
 
     def run(self) -> Summary:
         """Both phases. Raises `Failed`."""

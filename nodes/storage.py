@@ -8,21 +8,19 @@ others.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ..protocols.records import GroupId, GroupState, Identity
 from . import identity as identities
+from . import journal
 from .configuration import NodeConfiguration
 from .disk import FileDisk, disk_error
 from .log import Log
 from .snapshots import SnapshotStore
 
 LOG, SNAPSHOTS = "log", "snapshots"
-
-logger = logging.getLogger("coterie.node")
 
 
 class Storage(NamedTuple):
@@ -48,10 +46,10 @@ def open_storage(configuration: NodeConfiguration) -> Storage:
         log = _log(configuration, disk, identity)
         recovered = log.open()
         if _may_lack(directory, identity, log):
-            logger.warning(
-                "node %s may have lost what it acknowledged (%s): it comes back as a learner",
-                identity.node,
-                "unclean stop in mode relaxed" if log.unclean else "its log is gone",
+            journal.say(
+                journal.warning,
+                "may have lost what it acknowledged: it comes back as a learner",
+                reason="unclean stop in mode relaxed" if log.unclean else "its log is gone",
             )
             log.close()
             disk.close()

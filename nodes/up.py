@@ -28,6 +28,7 @@ CONTROL_FILE, STATE_FILE = "up.control", "up.json"
 START_WAIT_S = 30.0
 ANSWER_WAIT_S = 15.0
 ANSWERS_KEPT = 16
+TICK_S = 1.0
 LINE_BYTES = 512
 """A request is shorter: then the pipe keeps it in one piece (PIPE_BUF of POSIX)."""
 
@@ -105,10 +106,12 @@ class Up:
         """True once it was asked to end."""
         return self._leaving
 
-    def serve(self) -> None:
-        """Answer commands and report deaths until asked to leave."""
+    def serve(self, tick: Callable[[], None] | None = None) -> None:
+        """Answer commands and report deaths until asked to leave; `tick` is called about once a
+        second meanwhile."""
+        period_s = None if tick is None else TICK_S
         while not self._leaving:
-            readable, _, _ = select.select([self._wake, self._control], [], [])
+            readable, _, _ = select.select([self._wake, self._control], [], [], period_s)
             if self._wake in readable:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 512)
@@ -116,6 +119,8 @@ class Up:
                 self._keep_state()
             if self._control in readable:
                 self._read_requests()
+            if tick is not None and not self._leaving:
+                tick()
 
     def close(self) -> None:
         """End all nodes and remove what told of them; a second Ctrl-C ends them by SIGKILL."""

@@ -43,6 +43,7 @@ class Code(enum.IntEnum):
     DISK_FULL = 21
     STATE_DIVERGED = 22     # this node's state is another one than the majority's
     REMOVED = 23            # this node is no member of its cluster any more
+    BROKEN_BARRIER = 24
 
 
 KINDS: dict[Code, Kind] = {
@@ -69,6 +70,7 @@ KINDS: dict[Code, Kind] = {
     Code.DISK_FULL: "rejected",
     Code.STATE_DIVERGED: "fatal",
     Code.REMOVED: "fatal",
+    Code.BROKEN_BARRIER: "rejected",
 }
 
 

@@ -75,10 +75,6 @@ class Cancel(Operation, frozen=True, tag=-2):
     cancelled: int
 
 
-class Cancelled(Result, frozen=True, tag=-3):
-    """The sequence holds nothing now, and never will."""
-
-
 class Failure(Result, frozen=True, tag=-1):
     """The one failing answer of all plugins. `text` says what to do; `detail` is for programs."""
 
@@ -87,13 +83,22 @@ class Failure(Result, frozen=True, tag=-1):
     detail: tuple[str, ...] = ()
 
 
+class Cancelled(Result, frozen=True, tag=-3):
+    """The sequence holds nothing now, and never will. `failure`: it had failed by itself before,
+    and took more with it than this operation (DEADLOCK)."""
+
+    failure: Failure | None = None
+
+
 class Command(msgspec.Struct, gc=False):
     """Writes of one client (or of the leader itself: client 0) to one plugin in one group.
 
     `sequences[i]` numbers `operations[i]` within the client; answers below `done_below` are no
     longer needed. In group 0 `session` names the session that remembers the answers; 0 means the
     operations need no memory of their own. Applied in no entry later than `not_after_us` (log
-    time; 0: no bound).
+    time; 0: no bound). `principals`, if any, name per operation the client for whose session it
+    is done (0: the asker's own): numbered and remembered for who asks, it acts for another. Only
+    in group 0. Who knows the id of a client may act for it, so it is kept secret like a key.
     """
 
     plugin: str
@@ -103,12 +108,14 @@ class Command(msgspec.Struct, gc=False):
     not_after_us: int
     sequences: Sequence[int]
     operations: Sequence[Operation | Internal]
+    principals: Sequence[ClientId] = ()
 
 
 class Request(msgspec.Struct, gc=False):
     """One frame of one client for one plugin and group: operations and queries, numbered.
 
-    `route` is opaque: where the answers go.
+    `route` is opaque: where the answers go. `received_s` is when the frame came, on the clock of
+    whoever drives the engine, for its figures only.
     """
 
     plugin: str
@@ -120,6 +127,8 @@ class Request(msgspec.Struct, gc=False):
     sequences: Sequence[int]
     operations: Sequence[Operation | Query]
     route: Any = None
+    principals: Sequence[ClientId] = ()
+    received_s: float = 0.0
 
 
 class Moment(msgspec.Struct, gc=False):
@@ -127,7 +136,8 @@ class Moment(msgspec.Struct, gc=False):
 
     `number` is the operation number (unique in the group, rising for ever), `time_us` the log
     time, `client`/`session`/`sequence` who asks (zeros for `Internal`). `hints` collects what the
-    leader tells clients once the entry is applied.
+    leader tells clients once the entry is applied. `principal`: the client for whom `client` asks,
+    if it is another; `session` is then the principal's (0 if it has none).
     """
 
     number: int = 0
@@ -136,6 +146,7 @@ class Moment(msgspec.Struct, gc=False):
     session: SessionId = 0
     sequence: int = 0
     hints: list[tuple[ClientId, Hint]] = []
+    principal: ClientId = 0
 
     def tell(self, client: ClientId, hint: Hint) -> None:
         self.hints.append((client, hint))
@@ -156,9 +167,10 @@ class StateMachine(Protocol):
         """Let go at most `limit` things of an ended session; return how many were let go."""
         ...
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
         """Undo an operation of `moment.session` that was answered with `answered`: a wait leaves,
-        a grant is released. What cannot be undone is left as it is. (Called for `Cancel`.)"""
+        a grant is released. What cannot be undone is left as it is. (Called for `Cancel`.)
+        Returns how it failed, if it had come to that since and its client must know."""
         ...
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
@@ -248,6 +260,10 @@ class Port(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """The whole node's status, of JSON types."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line for the node's log, of what its people want to know."""
         ...
 
 
@@ -409,6 +425,7 @@ class Replicated:
             request.not_after_us,
             request.sequences,
             request.operations,  # type: ignore[arg-type]
+            request.principals,
         )
 
     def on_applied(self, group: GroupId, token: Any, results: Sequence[Result]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol, TypeAlias
 
+from .coordination.plugin import CoordinationPlugin
 from .lock.plugin import LockPlugin
 from .placement.plugin import PlacementPlugin
 from .plugin import (
@@ -155,9 +156,14 @@ class Registry:
         return {name: machine for name, machine in made.items() if machine is not None}
 
 
-def builtin() -> list[Plugin]:
+def builtin(deadlock_detection: str = "both") -> list[Plugin]:
     """The plugins coterie comes with, new. Raft, which owns the log, is added by the engine."""
-    return [SessionPlugin(), LockPlugin(), PlacementPlugin()]
+    return [
+        SessionPlugin(),
+        LockPlugin(deadlock_detection),
+        CoordinationPlugin(),
+        PlacementPlugin(),
+    ]
 
 
 def discover(entry_points: Iterable[EntryPoint]) -> list[Plugin]:

@@ -63,6 +63,13 @@ RELEASE_STEP = 4_000
 MEMORYLESS = -1
 """A sequence number that asks for no memory: the operation is harmless when repeated."""
 
+SESSIONS = "session"
+"""The plugin that knows which session a client has, and alone acts for one that has none."""
+
+NO_PRINCIPAL = Failure(
+    Code.PERMISSION_DENIED, "no session is known by this id (any more); open another"
+)
+
 Reply: TypeAlias = list[Result]
 
 
@@ -76,6 +83,7 @@ class Payload(msgspec.Struct, array_like=True, gc=False):
     not_after_us: int
     sequences: list[int]
     operations: msgspec.Raw
+    principals: list[int] = []
 
 
 class WindowRow(msgspec.Struct, array_like=True, gc=False):
@@ -164,6 +172,7 @@ class CommandCodec:
                 outer.not_after_us,
                 outer.sequences,
                 self._inner[outer.plugin].decode(outer.operations),
+                outer.principals,
             )
             for outer in self._outer.decode(payload)
         ]
@@ -306,7 +315,7 @@ class Replica:
         if 0 < command.not_after_us < moment.time_us:
             late = Failure(Code.STALE_REQUEST, "the request came after its time; send it anew")
             return [late] * len(operations)
-        moment.client, moment.session = command.client, command.session
+        moment.client, moment.session, moment.principal = command.client, command.session, 0
         machine = self.machines.get(command.plugin)
         if machine is None:
             unknown = Failure(Code.UNKNOWN_PLUGIN, f"{command.plugin!r} keeps nothing here")
@@ -319,9 +328,12 @@ class Replica:
         if command.done_below > window.done_below:
             window.forget_below(command.done_below)
         done_below, answers, apply = window.done_below, window.answers, machine.apply
+        principals = iter(command.principals)
         replies: Reply = []
         for sequence, operation in zip(command.sequences, operations, strict=True):
             result: Result | None
+            if command.principals:
+                self._act_for(next(principals), command.session)
             if type(operation) is Cancel:
                 result = self._cancel(machine, window, operation)
             elif sequence == MEMORYLESS:
@@ -337,9 +349,24 @@ class Replica:
                     else:
                         moment.number += 1
                         moment.sequence = sequence
-                        result = answers[sequence] = apply(moment, operation)
+                        if moment.principal and not moment.session and command.plugin != SESSIONS:
+                            result = NO_PRINCIPAL
+                        else:
+                            result = apply(moment, operation)
+                        answers[sequence] = result
             replies.append(result)
         return replies
+
+    def _act_for(self, principal: ClientId, session: SessionId) -> None:
+        """The next operation is done for the session of `principal`; 0: for the asker's own."""
+        moment = self.moment
+        moment.principal = principal
+        moment.session = self.session_of(principal) if principal else session
+
+    def session_of(self, client: ClientId) -> SessionId:
+        """The session a client has in this group; 0 if it has none."""
+        sessions: Any = self.machines.get(SESSIONS)
+        return sessions.by_client.get(client, 0) if sessions is not None else 0
 
     def _window(self, command: Command) -> Window | Failure | None:
         """The memory the command counts on: None if it needs none."""
@@ -378,17 +405,22 @@ class Replica:
     def _cancel(self, machine: StateMachine, window: Window, operation: Operation) -> Result:
         assert isinstance(operation, Cancel)
         sequence = operation.cancelled
-        if sequence >= window.done_below:
-            answered = window.answers.get(sequence)
-            if answered is None and len(window.answers) >= WINDOW_MAX:
-                return Failure(Code.BUSY, "too many unfinished operations; wait for some")
-            if answered is not None and not isinstance(answered, Failure):
-                self.moment.number += 1
-                self.moment.sequence = sequence
-                machine.cancel(self.moment, answered)
-            # Remembered even when nothing came yet: a late copy of the operation does nothing.
-            window.answers[sequence] = Failure(Code.CANCELLED, "the operation was cancelled")
-        return Cancelled()
+        if sequence < window.done_below:
+            return Cancelled()
+        answered = window.answers.get(sequence)
+        if answered is None and len(window.answers) >= WINDOW_MAX:
+            return Failure(Code.BUSY, "too many unfinished operations; wait for some")
+        failure = answered if isinstance(answered, Failure) else None
+        if answered is not None and failure is None:
+            self.moment.number += 1
+            self.moment.sequence = sequence
+            failure = machine.cancel(self.moment, answered)
+        if failure is None or failure.code is not Code.DEADLOCK:
+            failure = None
+        # Remembered even when nothing came yet: a late copy of the operation does nothing.
+        cancelled = Failure(Code.CANCELLED, "the operation was cancelled")
+        window.answers[sequence] = failure or cancelled
+        return Cancelled(failure)
 
     def _drop_old_windows(self) -> None:
         """Clients whose last request can no longer be repeated need no memory.

@@ -102,6 +102,7 @@ class DirectPort:
         self.answers: list[tuple[Request, Sequence[Result]]] = []
         self.proposals: list[tuple[Command, Any]] = []
         self.reads: list[Any] = []
+        self.notes: list[str] = []
         plugin.start(self)
 
     def now(self) -> float:
@@ -150,6 +151,9 @@ class DirectPort:
 
     def describe(self) -> dict[str, Any]:
         return {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def commit(self) -> None:
         proposals, self.proposals = self.proposals, []

@@ -105,7 +105,7 @@ def free_base(nodes: int = 3) -> int:
     """A port such that it and all that `up` derives from it are free."""
     source = iter(range(20_000 + os.getpid() % 1000 * 10, 32_000, nodes))
     for base in source:
-        ports = [base + offset + node for offset in (0, 100, 200) for node in range(nodes)]
+        ports = [base + offset + node for offset in (0, 100, 200, 1000) for node in range(nodes)]
         if all(is_free(port) for port in ports):
             return base
     raise AssertionError("no free ports")

@@ -18,6 +18,7 @@ from ...protocols.plugin import CONTROL, Failure
 from ...protocols.session.messages import ListSessions, SessionList
 from .counter import Add, Get, Value
 from .judge import Belief, Judge
+from .transactions import Transactions
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -68,7 +69,13 @@ class SimulatedClient:
     def start(self) -> None:
         self.core.locate(self.clock())
         locks, counts = self.random.choice(PROGRAMS)
-        for program in [self._lock] * locks + [self._count] * counts:
+        programs = [self._lock] * locks + [self._count] * counts
+        if self.world.drawn.detection:
+            seed = f"{self.world.seed}/transactions/{self.name}"
+            programs += [
+                Transactions(self, random.Random(f"{seed}/{place}")).begin for place in range(2)
+            ]
+        for program in programs:
             self.running += 1
             self._later(program)
         self._turn()
@@ -104,8 +111,8 @@ class SimulatedClient:
                     self.completed += 1
                     call.future(call)
             completed = core.take_completed()
-        lost, core.lost_sessions = core.lost_sessions, []
-        for session in lost:
+        lost, core.losing = core.losing, []
+        for session in (session for session in lost if session.lost):
             self.judge.lost(self.name, session.number, session.lost_at - now)
         send = self.world.network.send
         for endpoint, frame in core.flush(now):

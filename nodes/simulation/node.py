@@ -272,6 +272,7 @@ class SimulatedNode:
                     envelope.sequences,
                     envelope.operations,
                     sender,
+                    principals=envelope.principals,
                 )
             )
 

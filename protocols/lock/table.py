@@ -1,266 +1,188 @@
 """The lock table of the control group: shared and exclusive locks, first come, first served.
 
 The law: holders of a lock are one exclusive grant or any number of shared ones; a request waits
-behind every earlier one that waits for the same lock, so nobody barges and no writer starves. A
-free lock that nobody waits for leaves no state.
+behind every earlier one that it cannot share the lock with, so nobody barges and no writer
+starves. Only a grant to be upgraded goes before those who wait, and while it waits nobody else
+gets to share the lock. A free lock that nobody waits for leaves no state.
 
-Tokens. An *era* of a lock is one exclusive grant, or a run of shared grants without a gap; its
-token is the operation number of the command that began it. Within one command things are let go
-for one session only, and nothing granted by that command belongs to it (the session that ends is
-dead and is passed over; `Release` and `Cancel` let go one grant). So a command begins at most one
-era per lock, and as operation numbers rise, so do the tokens of a lock: strictly from each
-exclusive holder to the next, for ever, whether the lock was free in between or not.
+Tokens. An *era* of a lock is one exclusive grant (or upgrade), or a run of shared grants without a
+gap; its token is the operation number of the command that began it. A command first lets go all
+that it lets go, then grants. So it begins at most one era per lock, and as operation numbers rise,
+so do the tokens of a lock: strictly from each exclusive holder to the next, for ever, whether the
+lock was free in between or not. A downgrade goes on in its own era.
 
 Deferral. A lock in `deferred` grants nothing until the leader proposes `OpenLock`: after the
 lock delay of a holder that expired, or because one command may grant only 1,000 waits.
+
+Deadlocks. A cycle of owners that wait for each other is closed by somebody beginning to wait, or
+to be upgraded; never by a grant, since who gets a lock is who was next already. So it is looked
+for there and then, and the highest owner id of it dies (see `deadlock.py`).
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from ..errors import Code
-from ..plugin import ClientId, Failure, Moment, Result, SessionId
-from ..replica import Replica
-from ..session.machine import SessionTable
-from .inspection import graph, inspect, list_locks
+from ..plugin import Failure, Moment, Result, SessionId
+from . import inspection
+from .claims import Claim, Owner
+from .conversions import NOT_HELD, WAITED_FOR, WOULD_BLOCK, Converting
+from .deadlock import Search, owner_id
+from .granting import HOLDERS_PER_LOCK_MAX, STEP
 from .messages import (
+    Abort,
     Acquire,
+    AcquireAll,
+    BeginTransaction,
+    Begun,
+    BreakDeadlock,
+    Commit,
+    Converted,
+    Downgrade,
+    ForceRelease,
+    ForceReleased,
     Granted,
-    GrantedLater,
-    Graph,
-    Inspect,
-    ListLocks,
+    GrantedAll,
+    LostLater,
     OpenLock,
     Queued,
     Release,
-    Released,
+    SetDetection,
+    Upgrade,
+    Withdraw,
 )
+from .owners import (
+    CLAIMS_PER_OWNER_MAX,
+    CLAIMS_PER_SESSION_MAX,
+    NO_OWNER,
+    NO_SESSION,
+    OWNER_FULL,
+    RELEASED,
+    SESSION_FULL,
+    deadlock,
+)
+from .snapshot import chunks_of, take
 
 LOCKS_MAX = 1_000_000
 """Locks held or deferred at once."""
 
 WAITS_PER_LOCK_MAX = 10_000
-HOLDERS_PER_LOCK_MAX = 10_000
 
-CLAIMS_PER_SESSION_MAX = 100_000
-"""Grants and waits of one session."""
-
-STEP = 1_000
-"""Waits granted by one command."""
-
-_CHUNK = 1_000
-_WOULD_BLOCK = Failure(Code.WOULD_BLOCK, "the lock is held or waited for")
-_NOT_HELD = Failure(Code.NOT_HELD, "this grant is not held (any more)")
-_NO_SESSION = Failure(Code.MALFORMED, "a lock is held by a session; open one first")
-_SESSION_FULL = Failure(
-    Code.BUSY, f"the session has {CLAIMS_PER_SESSION_MAX} grants and waits; release some"
+_OTHER_MODE = Failure(
+    Code.SETTINGS_DIFFER, "the session has this lock in the other mode; release it first"
 )
+_HELD_ALREADY = Failure(Code.MALFORMED, "one of the locks is held or waited for already")
 _LOCK_FULL = Failure(
     Code.BUSY, f"{WAITS_PER_LOCK_MAX} wait for this lock or hold it already; retry later"
 )
 _TABLE_FULL = Failure(Code.BUSY, f"{LOCKS_MAX} locks are held; release some and retry")
-_RELEASED = Released()
 
 
-class Claim(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A grant, or a wait while `token` is 0. `number` (of the Acquire) names it."""
-
-    number: int
-    session: SessionId
-    client: ClientId
-    name: str
-    shared: bool
-    owner: int
-    lock_delay_us: int
-    token: int
-
-
-class LockTable:
-    """The state machine. `claims` and `deferred` are the state, the rest is derived from them."""
+class LockTable(Converting):
+    """The state machine."""
 
     def __init__(self) -> None:
-        self.claims: dict[SessionId, dict[int, Claim]] = {}
-        """By session, in order of number. A session stays until it ends, even without claims."""
-        self.deferred: dict[str, int] = {}
-        """Locks that grant nothing now, with the log time at which they may be opened."""
-        self.holders: dict[str, dict[int, Claim]] = {}
-        self.waits: dict[str, dict[int, Claim]] = {}
-        """By lock, in order of number, which is the order they came in."""
-        self._deferrals: list[tuple[int, str]] = []
-        self._unsorted: dict[tuple[bool, str], None] = {}
-        # Sessions whose claims a snapshot under way still refers to: copied before they change.
-        self._shared: dict[SessionId, None] = {}
-        self._sharers = 0
+        super().__init__()
         self._apply: dict[type[Any], Callable[[Moment, Any], Result]] = {
             Acquire: self._acquire,
+            AcquireAll: self._acquire_all,
             Release: self._release,
+            Withdraw: self._withdraw,
+            BeginTransaction: self._begin,
+            Commit: self._commit,
+            Abort: self._abort,
+            Upgrade: self._upgrade,
+            Downgrade: self._downgrade,
+            ForceRelease: self._force,
             OpenLock: self._open,
+            SetDetection: self._set_detection,
+            BreakDeadlock: self._break,
         }
 
-    def attach(self, replica: Replica) -> None:
-        sessions = replica.machines["session"]
-        assert isinstance(sessions, SessionTable)
-        self._sessions = sessions
-
     def apply(self, moment: Moment, operation: Any) -> Result:
+        self._budget = STEP
+        if self.shared:
+            self.unshare(moment.session)
         return self._apply[type(operation)](moment, operation)
 
     def query(self, moment: Moment, query: Any) -> Result:
-        kind, name_of = type(query), self._sessions.name_of
-        if kind is Inspect:
-            return inspect(self.holders, self.waits, query.name, name_of)
-        if kind is ListLocks:
-            return list_locks(self.holders, self.waits, query, name_of)
-        assert kind is Graph, query
-        return graph(self.holders, self.waits)
+        return inspection.answer(self, query, self._sessions.name_of)
 
     def end_session(self, moment: Moment, session: SessionId, limit: int) -> int:
-        if self._shared:
-            self._unshare(session)
+        if self.shared:
+            self.unshare(session)
         claims = self.claims.get(session)
         if claims is None:
             return 0
+        self._budget = STEP
         expired = self._sessions.expired(session)
         doomed = list(islice(claims.values(), limit))
         for claim in doomed:
-            self._let_go(moment, claims, claim, expired=expired)
-        if not claims:
+            self._drop(claim, "expired" if expired else "released")
+            if expired and claim.token and claim.lock_delay_us:
+                deadline_us = moment.time_us + claim.lock_delay_us
+                self._defer(claim.name, max(deadline_us, self.deferred.get(claim.name, 0)))
+        self._advance_all(moment, {claim.name: None for claim in doomed})
+        ended = list(islice(self.transactions.get(session, {}).values(), limit - len(doomed)))
+        for transaction in ended:
+            self.expel(transaction)
+        if not claims and session not in self.transactions:
             del self.claims[session]
-        return len(doomed)
+        return len(doomed) + len(ended)
 
-    def cancel(self, moment: Moment, answered: Result) -> None:
-        if type(answered) is Granted:
-            number = answered.grant
-        elif type(answered) is Queued:
-            number = answered.wait
-        else:
-            return
-        if self._shared:
-            self._unshare(moment.session)
-        claims = self.claims.get(moment.session)
-        claim = claims.get(number) if claims else None
-        if claims and claim is not None:
-            self._let_go(moment, claims, claim, expired=False)
+    def cancel(self, moment: Moment, answered: Result) -> Failure | None:
+        self._budget = STEP
+        if type(answered) is Granted or type(answered) is GrantedAll:
+            return self._undo(moment, answered.grant)
+        if type(answered) is Queued:
+            return self._undo(moment, answered.wait)
+        if type(answered) is Converted and answered.upgrade:
+            return self._undo(moment, answered.upgrade)
+        if type(answered) is Begun:
+            self._end_owner(moment, answered.transaction)
+        return None
 
     def news(self, moment: Moment, session: SessionId, number: int) -> Result | None:
-        claim = self.claims.get(session, {}).get(number)
-        if claim is None:
-            return None
-        return Granted(number, claim.token) if claim.token else Queued(number)
+        claim = self.claims.get(session, {}).get(number) or self.upgrades.get(number)
+        if claim is None or claim.session != session:
+            return self._failure(session, number)
+        if not claim.token or (claim.upgrading and claim.upgrade == number):
+            return Queued(number)
+        if claim.group == number:
+            tokens = tuple(member.token for member in self.members(claim))
+            return GrantedAll(number, tokens)
+        return Granted(number, claim.token)
 
-    def deadlines_pending(self) -> bool:
-        return bool(self.deferred)
-
-    def next_deferral_us(self) -> int | None:
-        """When the next deferred lock may be opened, in log time; None if there is none."""
-        self._settle()
-        return self._deferrals[0][0] if self._deferrals else None
-
-    def openable(self, time_us: int, limit: int) -> list[OpenLock]:
-        """At most `limit` deferred locks whose time has come; earliest first."""
-        found: list[OpenLock] = []
-        while len(found) < limit:
-            self._settle()
-            if not self._deferrals or self._deferrals[0][0] > time_us:
-                break
-            deadline_us, name = first = heapq.heappop(self._deferrals)
-            while self._deferrals and self._deferrals[0] == first:
-                heapq.heappop(self._deferrals)  # put off, opened and put off until the same time
-            found.append(OpenLock(name, deadline_us))
-        for opening in found:
-            heapq.heappush(self._deferrals, (opening.deadline_us, opening.name))
-        return found
-
-    def snapshot(self) -> Iterable[bytes]:
-        """The state as of the call, encoded while the chunks are taken. To copy a million claims
-        takes longer than a turn may: those of a session are copied when they change before that."""
-        self._shared = dict.fromkeys(self.claims)
-        self._sharers += 1
-        return self._encode(list(self.claims.items()), list(self.deferred.items()))
-
-    def _encode(
-        self, claims: list[tuple[SessionId, dict[int, Claim]]], deferred: list[tuple[str, int]]
-    ) -> Iterator[bytes]:
-        yield from _chunks(claims, deferred)
-        self._sharers -= 1
-        if not self._sharers:
-            self._shared = {}
-
-    def _unshare(self, session: SessionId) -> None:
-        """The session's claims are about to change: a snapshot keeps them as they were."""
-        if session in self._shared:
-            del self._shared[session]
-            self.claims[session] = self.claims[session].copy()
-
-    def restore(self, chunk: bytes) -> None:
-        deferred, rows = _decode(chunk)
-        for name, deadline_us in deferred:
-            self.deferred[name] = deadline_us
-            heapq.heappush(self._deferrals, (deadline_us, name))
-        for session, held in rows:
-            claims = self.claims.setdefault(session, {})
-            for claim in held:
-                claims[claim.number] = claim
-                index = self.holders if claim.token else self.waits
-                beside = index.setdefault(claim.name, {})
-                if beside and next(reversed(beside)) > claim.number:
-                    self._unsorted[claim.token > 0, claim.name] = None
-                beside[claim.number] = claim
-
-    def restored(self) -> None:
-        """Claims came session by session; those of one lock stand in order of number."""
-        for granted, name in self._unsorted:
-            index = self.holders if granted else self.waits
-            index[name] = dict(sorted(index[name].items()))
-        self._unsorted = {}
-
-    def size(self) -> int:
-        return sum(map(len, self.claims.values())) + len(self.claims) + len(self.deferred)
-
-    def check(self) -> None:
-        """Every invariant of the law, from the state."""
-        flat = {n: claim for claims in self.claims.values() for n, claim in claims.items()}
-        indexed: dict[int, Claim] = {}
-        for index, granted in ((self.holders, True), (self.waits, False)):
-            for name, claims in index.items():
-                assert claims, f"{name}: nothing is left when nobody holds or waits"
-                for number, claim in claims.items():
-                    assert (claim.number, claim.name, claim.token > 0) == (number, name, granted)
-                indexed.update(claims)
-        assert indexed == flat, "the indexes hold the claims of the sessions and nothing else"
-        for session, claims in self.claims.items():
-            assert list(claims) == sorted(claims)
-            assert session in self._sessions.sessions or session in self._sessions.ending
-        for holding in self.holders.values():
-            assert len(holding) == 1 or all(claim.shared for claim in holding.values())
-            assert len({claim.token for claim in holding.values()}) == 1, "one era, one token"
-        for name, waiting in self.waits.items():
-            assert list(waiting) == sorted(waiting), "first come, first served"
-            head = next(iter(waiting.values()))
-            assert not self._grantable(name, head), f"{name}: the first wait could be granted"
-        pending = set(self._deferrals)
-        assert all((deadline, name) in pending for name, deadline in self.deferred.items())
+    # Acquire
 
     def _acquire(self, moment: Moment, operation: Acquire) -> Result:
         session = moment.session
-        if self._shared:
-            self._unshare(session)
+        once = operation.once and not operation.owner
+        if once and (session, operation.name) in self.once:
+            return self._ask_again(moment, operation)
         claims = self.claims.get(session)
         if claims is None:
             if session == 0:
-                return _NO_SESSION
+                return NO_SESSION
             claims = self.claims[session] = {}
         elif len(claims) >= CLAIMS_PER_SESSION_MAX:
-            return _SESSION_FULL
+            return SESSION_FULL
+        owner = None
+        if operation.owner:
+            owner = self.owner(session, operation.owner)
+            refused = NO_OWNER if owner is None else self._refused(moment, owner, operation)
+            if refused is not None:
+                return refused
         name, number, shared = operation.name, moment.number, operation.shared
         holders = self.holders.get(name)
-        if name in self.waits or name in self.deferred:
+        if (name in self.waits or name in self.deferred or name in self.upgrading) and not (
+            shared and self._may_pass(name)
+        ):
             return self._wait(moment, operation, claims)
         if holders is None:
             if len(self.holders) + len(self.deferred) >= LOCKS_MAX:
@@ -282,20 +204,27 @@ class LockTable:
             operation.owner,
             operation.lock_delay_us,
             token,
+            asks=int(once),
         )
         holders[number] = claims[number] = claim
+        if once:
+            self.once[session, name] = number
+        if owner is not None:
+            self._own(owner, claim)
+        self.revision += 1
+        self.events.append(("granted", claim))
         return Granted(number, token)
 
     def _wait(self, moment: Moment, operation: Acquire, claims: dict[int, Claim]) -> Result:
         if not operation.wait:
-            return _WOULD_BLOCK
+            return WOULD_BLOCK
         name, number = operation.name, moment.number
         waiting = self.waits.get(name)
         if waiting is None:
             waiting = self.waits[name] = {}
         elif len(waiting) >= WAITS_PER_LOCK_MAX:
             return _LOCK_FULL
-        waiting[number] = claims[number] = Claim(
+        claim = Claim(
             number,
             moment.session,
             moment.client,
@@ -304,140 +233,221 @@ class LockTable:
             operation.owner,
             operation.lock_delay_us,
             0,
+            asks=int(operation.once and not operation.owner),
         )
+        waiting[number] = claims[number] = claim
+        if claim.asks:
+            self.once[claim.session, name] = number
+        self.revision += 1
+        self.events.append(("waiting", claim))
+        if operation.owner:
+            self._own(self.owners[operation.owner], claim)
+            return self._resolve(moment, operation.owner, number) or Queued(number)
         return Queued(number)
 
-    def _release(self, moment: Moment, operation: Release) -> Result:
-        name, number = operation.name, operation.grant
-        if self._shared:
-            self._unshare(moment.session)
-        holders = self.holders.get(name)
-        claims = self.claims.get(moment.session)
-        if holders is None or claims is None or number not in claims or number not in holders:
-            return _NOT_HELD
-        del claims[number]
-        if len(holders) == 1:
-            del self.holders[name]
-        else:
-            del holders[number]
-        if name in self.waits:
-            self._advance(moment, name)
-        return _RELEASED
+    def _ask_again(self, moment: Moment, operation: Acquire) -> Result:
+        """The session has a claim of this lock: one more counts on it. How it stands."""
+        claim = self.claims[moment.session][self.once[moment.session, operation.name]]
+        if claim.shared != operation.shared:
+            return _OTHER_MODE
+        if not claim.token and not operation.wait:
+            return WOULD_BLOCK
+        self.put(replace(claim, client=moment.client, asks=claim.asks + 1))
+        return Granted(claim.number, claim.token) if claim.token else Queued(claim.number)
 
-    def _let_go(
-        self, moment: Moment, claims: dict[int, Claim], claim: Claim, *, expired: bool
-    ) -> None:
-        """Release a grant or withdraw a wait, and grant what it kept from being granted."""
-        name = claim.name
-        index = self.holders if claim.token else self.waits
-        beside = index[name]
-        del claims[claim.number], beside[claim.number]
-        if not beside:
-            del index[name]
-        if expired and claim.token and claim.lock_delay_us:
-            deadline_us = moment.time_us + claim.lock_delay_us
-            self._defer(name, max(deadline_us, self.deferred.get(name, 0)))
-        if name in self.waits:
-            self._advance(moment, name)
+    def _acquire_all(self, moment: Moment, operation: AcquireAll) -> Result:
+        session, names, first = moment.session, operation.names, moment.number
+        if session == 0:
+            return NO_SESSION
+        claims = self.claims.setdefault(session, {})
+        if len(claims) + len(names) > CLAIMS_PER_SESSION_MAX:
+            return SESSION_FULL
+        if operation.owner:
+            refused = self._refused_all(session, operation)
+            if refused is not None:
+                return refused
+        free = all(self._is_free(name, operation.shared) for name in names)
+        if not free and not operation.wait:
+            return WOULD_BLOCK
+        if free and len(self.holders) + len(self.deferred) + len(names) > LOCKS_MAX:
+            return _TABLE_FULL
+        if not free and any(len(self.waits.get(n, ())) >= WAITS_PER_LOCK_MAX for n in names):
+            return _LOCK_FULL
+        moment.number += len(names) - 1  # each grant has a number of its own
+        tokens: list[int] = []
+        for number, name in enumerate(names, first):
+            tokens.append(self._era(moment, name) if free else 0)
+            owner = operation.owner or (first if number > first else 0)
+            claim = Claim(
+                number,
+                session,
+                moment.client,
+                name,
+                operation.shared,
+                owner,
+                operation.lock_delay_us,
+                tokens[-1],
+                first,
+            )
+            self.put(claim)
+            if number == owner_id(claim):
+                self.nest(claim)
+            self._record("granted" if free else "waiting", claim)
+        if free:
+            return GrantedAll(first, tuple(tokens))
+        return self._resolve(moment, operation.owner or first, first) or Queued(first)
 
-    def _advance(self, moment: Moment, name: str) -> None:
-        """Grant the first wait and, if it is shared, the shared ones that follow it."""
-        waiting = self.waits[name]
-        granted: list[Claim] = []
-        for wait in islice(waiting.values(), STEP + 1):
-            if granted and not (wait.shared and granted[0].shared):
-                break
-            if not self._grantable(name, wait, len(granted)):
-                break
-            granted.append(wait)
-        if len(granted) > STEP:
-            granted.pop()
-            self._defer(name, moment.time_us)
-        if granted:
-            self._grant(moment, name, granted)
-
-    def _grantable(self, name: str, wait: Claim, more: int = 0) -> bool:
-        """Whether the first wait can be granted, `more` shared ones being granted before it. The
-        wait of a dead session is passed over by nobody: its end withdraws it, and goes on here."""
-        if name in self.deferred or wait.session not in self._sessions.sessions:
+    def _is_free(self, name: str, shared: bool) -> bool:
+        """Whether a request that comes now is granted at once."""
+        if name in self.deferred or name in self.upgrading:
+            return False
+        if name in self.waits and not (shared and self._may_pass(name)):
             return False
         holders = self.holders.get(name)
         if holders is None:
             return True
         first = next(iter(holders.values()))
-        return wait.shared and first.shared and len(holders) + more < HOLDERS_PER_LOCK_MAX
+        return shared and first.shared and len(holders) < HOLDERS_PER_LOCK_MAX
 
-    def _grant(self, moment: Moment, name: str, granted: list[Claim]) -> None:
-        waiting, holders = self.waits[name], self.holders.get(name)
-        if holders is None:
-            token = moment.number
-            holders = self.holders[name] = {}
-        else:
-            token = next(iter(holders.values())).token
-        for wait in granted:
-            number, session = wait.number, wait.session
-            if self._shared:
-                self._unshare(session)
-            del waiting[number]
-            holders[number] = self.claims[session][number] = Claim(
-                number,
-                session,
-                wait.client,
-                name,
-                wait.shared,
-                wait.owner,
-                wait.lock_delay_us,
-                token,
-            )
-            moment.tell(wait.client, GrantedLater(session, number, token))
-        if not waiting:
-            del self.waits[name]
+    def _may_pass(self, name: str) -> bool:
+        """Whether a request may share a lock before all who wait for it: they would share it too,
+        but wait for other locks beside."""
+        if name in self.deferred or name in self.upgrading:
+            return False
+        alive = self._sessions.sessions
+        waiting = self.waits[name].values()
+        return all(wait.shared and wait.group and wait.session in alive for wait in waiting)
 
-    def _defer(self, name: str, deadline_us: int) -> None:
-        self.deferred[name] = deadline_us
-        if len(self._deferrals) > 2 * len(self.deferred) + STEP:
-            self._rebuild_deferrals()
+    def _refused(self, moment: Moment, owner: Owner, operation: Acquire) -> Result | None:
+        """How an acquire within an owner ends before the lock is looked at, if it does."""
+        transaction = owner.transaction
+        if transaction is not None:
+            if transaction.cycle:
+                return deadlock(transaction.cycle)
+            numbers = owner.names.get(operation.name)
+            if numbers is not None:
+                number = numbers[0]  # of a transaction there is one
+                claim = owner.claims[number]
+                if not claim.token:
+                    return WAITED_FOR
+                if operation.shared:
+                    return Converted(number, claim.token, claim.shared)
+                return self._convert(moment, claim, operation.wait)
+        return OWNER_FULL if len(owner.claims) >= CLAIMS_PER_OWNER_MAX else None
+
+    def _refused_all(self, session: SessionId, operation: AcquireAll) -> Result | None:
+        owner = self.owner(session, operation.owner)
+        if owner is None:
+            return NO_OWNER
+        if owner.transaction is not None and owner.transaction.cycle:
+            return deadlock(owner.transaction.cycle)
+        if len(owner.claims) + len(operation.names) > CLAIMS_PER_OWNER_MAX:
+            return OWNER_FULL
+        return _HELD_ALREADY if any(name in owner.names for name in operation.names) else None
+
+    # Release
+
+    def _release(self, moment: Moment, operation: Release) -> Result:
+        name = operation.name
+        number = operation.grant or self.once.get((moment.session, name), 0)
+        holders = self.holders.get(name)
+        claims = self.claims.get(moment.session)
+        if holders is None or claims is None or number not in claims or number not in holders:
+            if operation.grant and self._waits_for(moment.session, name, number):
+                self._undo(moment, number)
+                return RELEASED
+            return NOT_HELD
+        claim = claims[number]
+        if operation.token and operation.token != claim.token:
+            return NOT_HELD
+        if self.owners or claim.upgrade or claim.asks:
+            self.strike(claim)
         else:
-            heapq.heappush(self._deferrals, (deadline_us, name))
+            del claims[number]
+            if len(holders) == 1:
+                del self.holders[name]
+            else:
+                del holders[number]
+        self.revision += 1
+        self.events.append(("released", claim))
+        if name in self.waits or name in self.upgrading:
+            self._advance(moment, name)
+        return RELEASED
+
+    def _waits_for(self, session: SessionId, name: str, number: int) -> bool:
+        claim = self.claims.get(session, {}).get(number) or self.upgrades.get(number)
+        return claim is not None and (claim.session, claim.name) == (session, name)
+
+    def _withdraw(self, moment: Moment, operation: Withdraw) -> Result:
+        return self._undo(moment, operation.wait) or RELEASED
+
+    def _force(self, moment: Moment, operation: ForceRelease) -> Result:
+        name, name_of = operation.name, self._sessions.name_of
+        holders = list(islice(self.holders.get(name, {}).values(), STEP))
+        for claim in holders:
+            self._drop(claim, "forced")
+            moment.tell(claim.client, LostLater(claim.session, claim.number, name))
+        self._advance_all(moment, (name,))
+        taken = tuple((name_of(c.session), c.session, c.number) for c in holders)
+        if taken:
+            by = name_of(moment.session) or f"client {moment.client:x}"
+            of = ", ".join(f"{who!r} (session {session})" for who, session, _ in taken[:8])
+            self.notes.append(f"lock {name!r} was taken by force from {of} by {by!r}")
+        return ForceReleased(taken)
 
     def _open(self, moment: Moment, operation: OpenLock) -> Result:
         name, deadline_us = operation.name, operation.deadline_us
         if self.deferred.get(name) == deadline_us and deadline_us <= moment.time_us:
             del self.deferred[name]
-            if name in self.waits:
-                self._advance(moment, name)
-        return _RELEASED
+            self._advance_all(moment, (name,))
+        return RELEASED
 
-    def _settle(self) -> None:
-        """Drop what was opened or put off since from the top of the heap."""
-        heap = self._deferrals
-        while heap and self.deferred.get(heap[0][1]) != heap[0][0]:
-            heapq.heappop(heap)
+    # Snapshots
 
-    def _rebuild_deferrals(self) -> None:
-        self._deferrals = [(deadline_us, name) for name, deadline_us in self.deferred.items()]
-        heapq.heapify(self._deferrals)
+    def snapshot(self) -> Iterable[bytes]:
+        """The state as of the call, encoded while the chunks are taken."""
+        claims, transactions = self.share()
+        scalars = (self.revision, self.detection)
+        return self._encode(chunks_of(scalars, list(self.deferred.items()), claims, transactions))
 
+    def _encode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        yield from chunks
+        self.share_no_more()
 
-_Rows = list[tuple[SessionId, list[Claim]]]
-_decode = msgspec.msgpack.Decoder(tuple[list[tuple[str, int]], _Rows]).decode
+    def restore(self, chunk: bytes) -> None:
+        take(self, chunk)
 
+    def restored(self) -> None:
+        self.settle()
+        self._rebuild_deferrals()
 
-def _chunks(
-    claims: list[tuple[SessionId, dict[int, Claim]]], deferred: list[tuple[str, int]]
-) -> Iterator[bytes]:
-    for start in range(0, len(deferred), _CHUNK):
-        yield msgspec.msgpack.encode((deferred[start : start + _CHUNK], ()))
-    rows: _Rows = []
-    count = 0
-    for session, held in claims:
-        left = iter(held.values())
-        for _ in range(0, max(1, len(held)), _CHUNK):
-            piece = list(islice(left, _CHUNK))
-            rows.append((session, piece))
-            count += 1 + len(piece)
-            if count >= _CHUNK:
-                yield msgspec.msgpack.encode(((), rows))
-                rows, count = [], 0
-    if rows:
-        yield msgspec.msgpack.encode(((), rows))
+    def size(self) -> int:
+        """Records in the state."""
+        claims = sum(map(len, self.claims.values())) + len(self.claims)
+        return claims + len(self.deferred) + sum(map(len, self.transactions.values()))
+
+    def check(self) -> None:
+        """Every invariant of the law, from the state."""
+        self.check_indexes(self._sessions.sessions, self._sessions.ending)
+        for holding in self.holders.values():
+            assert len(holding) == 1 or all(claim.shared for claim in holding.values())
+            assert len({claim.token for claim in holding.values()}) == 1, "one era, one token"
+        for name, waiting in self.waits.items():
+            assert list(waiting) == sorted(waiting), "first come, first served"
+            for wait in waiting.values():
+                if not self._grantable_first(wait):
+                    break
+                assert wait.group, f"{name}: the first wait could be granted"
+                members = self.members(self.claims[wait.session][wait.group])
+                ready = all(self._grantable(member) for member in members)
+                assert not ready, f"{name}: what waits for several locks could be granted"
+        for name, pending in self.upgrading.items():
+            ready = len(self.holders[name]) == 1 and name not in self.deferred
+            first = next(iter(pending.values()))
+            assert not ready or first.session not in self._sessions.sessions, f"{name}: upgrade"
+        if not self.overlooked:
+            cycle = Search(self, self.alive, self.owners).go_on(10**9)
+            # An owner that asks again for what it waits for may yet come to wait for itself.
+            assert cycle is None or len(cycle) == 1, f"a deadlock stays: {cycle}"
+        deferrals = set(self._deferrals)
+        assert all((deadline, name) in deferrals for name, deadline in self.deferred.items())

@@ -21,6 +21,7 @@ def status(group: Group) -> dict[str, Any]:
         "role": group.role.value,
         "term": group.term,
         "leader": group.leader,
+        "first_index": log.base + 1,
         "last_index": log.last_index,
         "commit": group.commit,
         "applied": group.replica.applied,

@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import Code
 from ..plugin import ClientId, Failure, Moment, Result, SessionId
-from ..replica import Replica, Window
+from ..replica import NO_PRINCIPAL, Replica, Window
 from .messages import (
     EmptySession,
     EndSession,
@@ -50,7 +50,6 @@ _BUSY = Failure(Code.BUSY, f"the cluster has {SESSIONS_MAX} sessions; close some
 _MISDIRECTED = Failure(Code.PERMISSION_DENIED, "the session belongs to another client")
 _EXPIRED = Failure(Code.SESSION_EXPIRED, "the session has ended; open a new one")
 _ENDED = SessionEnded()
-_KEPT_ALIVE = KeptAlive()
 
 
 class Session(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -72,6 +71,8 @@ class SessionTable:
         self.by_client: dict[ClientId, SessionId] = {}
         self.ending: dict[SessionId, bool] = {}
         """Ended sessions whose things are not all let go; true if they expired."""
+        self.ended = self.expired_ever = 0
+        """Sessions ended by clients and by deadlines, for figures: no part of the state."""
         # One (deadline, session) per session, at or before its real deadline: derived, so that
         # a keep-alive costs nothing here.
         self._heap: list[tuple[int, SessionId]] = []
@@ -176,7 +177,8 @@ class SessionTable:
     def _open(self, moment: Moment, operation: OpenSession) -> Result:
         if not TTL_MIN_US <= operation.ttl_us <= TTL_MAX_US:
             return Failure(Code.MALFORMED, "session_ttl must be from 1 second to 1 hour")
-        older = self.by_client.get(moment.client)
+        client = moment.principal or moment.client
+        older = self.by_client.get(client)
         if older is not None:
             session = self.sessions[older]
             if operation.attempt == session.attempt:
@@ -188,10 +190,10 @@ class SessionTable:
             return _BUSY
         number, deadline_us = moment.number, moment.time_us + operation.ttl_us
         self.sessions[number] = Session(
-            number, moment.client, operation.attempt, operation.ttl_us, deadline_us, operation.name
+            number, client, operation.attempt, operation.ttl_us, deadline_us, operation.name
         )
-        self.by_client[moment.client] = number
-        self.replica.windows[number] = Window(client=moment.client, answers={})
+        self.by_client[client] = number
+        self.replica.windows[number] = Window(client=client, answers={})
         if len(self._heap) > 2 * len(self.sessions) + STEP:
             self._rebuild_heap()
         else:
@@ -201,7 +203,7 @@ class SessionTable:
     def _keep_alive(self, moment: Moment, operation: KeepAlive) -> Result:
         session = self.sessions.get(moment.session)
         if session is None:
-            return _EXPIRED
+            return NO_PRINCIPAL if moment.principal else _EXPIRED
         self.sessions[session.number] = Session(
             session.number,
             session.client,
@@ -210,12 +212,13 @@ class SessionTable:
             moment.time_us + session.ttl_us,
             session.name,
         )
-        return _KEPT_ALIVE
+        return KeptAlive(session.ttl_us)
 
     def _end_by_client(self, moment: Moment, operation: EndSession) -> Result:
-        session = self.sessions.get(operation.session)
+        own = moment.session if moment.principal else 0
+        session = self.sessions.get(operation.session or own)
         if session is not None:
-            if session.client != moment.client:
+            if session.client != (moment.principal or moment.client):
                 return _MISDIRECTED
             self._end(moment, session.number, expired=False, limit=STEP)
         return _ENDED
@@ -240,6 +243,10 @@ class SessionTable:
         del self.by_client[session.client]
         del self.replica.windows[number]
         self.ending[number] = expired
+        if expired:
+            self.expired_ever += 1
+        else:
+            self.ended += 1
         self._let_go(moment, number, limit)
 
     def _let_go(self, moment: Moment, number: SessionId, limit: int) -> None:

@@ -5,7 +5,7 @@ The law: positions in `MESSAGES` are wire codes; append only.
 
 from __future__ import annotations
 
-from ..plugin import Internal, Message, Operation, Query, Result
+from ..plugin import Failure, Internal, Message, Operation, Query, Result
 from ..records import Member
 
 
@@ -52,12 +52,15 @@ class KeepAlive(Operation, frozen=True, tag=4):
 
 
 class KeptAlive(Result, frozen=True, tag=5):
-    pass
+    """The session lives for `ttl_us` from now (0: not told)."""
+
+    ttl_us: int = 0
 
 
 class EndSession(Operation, frozen=True, tag=6):
     """End the session of the request: its locks go at once. An unknown session is ended already.
-    Sent with `session` = 0 in the request and the session here (MEMORYLESS): repeatable."""
+    Sent with `session` = 0 in the request and the session here (MEMORYLESS): repeatable. For a
+    principal `session` may be 0: whichever it has."""
 
     session: int
 
@@ -81,10 +84,12 @@ class EmptySession(Internal, frozen=True, tag=9):
 
 class Pulse(Query, frozen=True, tag=10):
     """A client with something open asks every 333 ms. `keep_alive`: also renew the session of the
-    request. `waits`: the (plugin, operation number) of its open waits, at most 1,000 a frame."""
+    request. `waits`: the (plugin, operation number) of its open waits, at most 1,000 a frame;
+    `principals`, if any: per wait the client in whose session it stands, 0 for the asker's own."""
 
     keep_alive: bool
     waits: tuple[tuple[str, int], ...] = ()
+    principals: tuple[int, ...] = ()
 
 
 class Pulsed(Result, frozen=True, tag=11):
@@ -92,7 +97,10 @@ class Pulsed(Result, frozen=True, tag=11):
 
     `alive`: the session exists. `kept_alive`: the renewal this pulse asked for is committed.
     `news`: for each wait of the pulse, in order: 0 still waiting; 1 granted (with its token);
-    2 gone (cancelled, let go, or never was). `led` and `partitions` as in `Located`."""
+    2 gone (cancelled, let go, or never was); 3 failed. `failures`: why, as (position in `news`,
+    failure); at most 16 a pulse, the others wait for the next. `tokens`: (position in `news`,
+    tokens) of what is granted together, as by AcquireAll. `led` and `partitions` as in `Located`.
+    """
 
     alive: bool
     kept_alive: bool
@@ -101,6 +109,8 @@ class Pulsed(Result, frozen=True, tag=11):
     log_time_us: int
     news: tuple[tuple[int, int], ...] = ()
     members: tuple[Member, ...] = ()
+    failures: tuple[tuple[int, Failure], ...] = ()
+    tokens: tuple[tuple[int, tuple[int, ...]], ...] = ()
     led: tuple[tuple[int, int, int], ...] = ()
     partitions: int = 0
 
@@ -125,7 +135,7 @@ class Described(Result, frozen=True, tag=15):
     status: bytes
 
 
-WAITING, GRANTED, GONE = 0, 1, 2
+WAITING, GRANTED, GONE, FAILED = 0, 1, 2, 3
 """The kinds of news in `Pulsed.news`."""
 
 MESSAGES: tuple[type[Message], ...] = (

@@ -28,6 +28,7 @@ from ..plugin import (
 from ..replica import MEMORYLESS
 from .machine import SessionTable
 from .messages import (
+    FAILED,
     GONE,
     GRANTED,
     MESSAGES,
@@ -52,6 +53,9 @@ EMPTYINGS_MAX = 8
 
 WAITS_MAX = 1_000
 """Waits asked about by one pulse."""
+
+FAILURES_MAX = 16
+"""Failed waits told by one pulse: a failure may tell a long story."""
 
 NAME_BYTES_MAX = 255
 
@@ -164,12 +168,20 @@ class SessionPlugin(Replicated):
 
     def status(self) -> dict[str, Any]:
         table = self._table()
-        return {"sessions": len(table.sessions), "ending": len(table.ending)}
+        return {
+            "sessions": len(table.sessions),
+            "ending": len(table.ending),
+            "ended": table.ended,
+            "expired": table.expired_ever,
+        }
 
     def _on_pulse(self, request: Request) -> None:
         pulse = request.operations[0]
         if len(request.operations) != 1 or type(pulse) is not Pulse:
             self._refuse(request, Failure(Code.MALFORMED, "a pulse is sent in a frame of its own"))
+        elif len(pulse.principals) not in (0, len(pulse.waits)):
+            text = "a pulse names a principal for each wait or for none"
+            self._refuse(request, Failure(Code.MALFORMED, text))
         elif len(pulse.waits) > WAITS_MAX:
             text = f"a pulse asks about at most {WAITS_MAX} waits; send several"
             self._refuse(request, Failure(Code.MALFORMED, text))
@@ -187,13 +199,28 @@ class SessionPlugin(Replicated):
         alive = table.alive(request.session, request.client)
         machines, moment = table.replica.machines, self.port.moment(CONTROL)
         news: list[tuple[int, int]] = []
-        for plugin, number in pulse.waits:
+        failures: list[tuple[int, Failure]] = []
+        tokens: list[tuple[int, tuple[int, ...]]] = []
+        principals = pulse.principals or (0,) * len(pulse.waits)
+        for place, (plugin, number) in enumerate(pulse.waits):
             machine = machines.get(plugin)
             if machine is None:
                 return Failure(Code.UNKNOWN_PLUGIN, f"no plugin {plugin!r} has waits here")
-            found = machine.news(moment, request.session, number) if alive else None
+            principal = principals[place]
+            session = table.by_client.get(principal, 0) if principal else request.session
+            found = machine.news(moment, session, number) if alive else None
+            together: tuple[int, ...] | None = getattr(found, "tokens", None)
+            if type(found) is Failure:
+                if len(failures) < FAILURES_MAX:
+                    failures.append((place, found))
+                    news.append((FAILED, 0))
+                else:
+                    news.append((WAITING, 0))
+                continue
+            if together is not None:
+                tokens.append((place, together))
             # Of the answers to a wait only a grant carries a token.
-            token = getattr(found, "token", 0)
+            token = together[0] if together else getattr(found, "token", 0)
             news.append((GONE if found is None else GRANTED if token else WAITING, token))
         leader, term = self.port.leader(CONTROL)
         return Pulsed(
@@ -204,6 +231,8 @@ class SessionPlugin(Replicated):
             log_time_us=self.port.log_time_us(CONTROL),
             news=tuple(news),
             members=tuple(self.port.members()),
+            failures=tuple(failures),
+            tokens=tuple(tokens),
             led=self._led(),
             partitions=self._partitions(),
         )

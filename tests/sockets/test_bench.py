@@ -170,3 +170,18 @@ def test_the_cost_of_a_snapshot_is_measured() -> None:
         assert found[phase]["p99_ms"] <= found[phase]["max_ms"]
     assert found["before"]["operations"] and found["filling"]["operations"]
     assert found["filled_s"] > 0
+
+
+def test_it_measures_http_and_what_that_does_to_others() -> None:
+    command = [sys.executable, "-m", "coterie", "bench", "http"]
+    run = subprocess.run(
+        [*command, "--connections", "4", "--seconds", "0.3", "--json"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["http"]["operations"] > 0 and found["http"]["tasks"] == 4
+    assert len(found["pairs"]) == 1 and found["p99_ratio"] > 0

@@ -12,7 +12,7 @@ import pytest
 from processes import DEADLINE_S, until
 
 import coterie
-from coterie.clients.aio import LockInfo
+from coterie.clients.inspection import LockInfo
 
 names = (f"test/{number}" for number in count())
 

@@ -166,7 +166,9 @@ def test_an_interrupt_wherever_python_looks_for_signals(
     def strike(frame: FrameType, event: str, argument: object) -> None:
         nonlocal left
         code = frame.f_code
-        ours = code.co_filename.endswith(("clients/lock.py", "clients/sync.py"))
+        ours = code.co_filename.endswith(
+            ("clients/lock.py", "clients/holding.py", "clients/runner.py")
+        )
         if event not in ("call", "c_return") or not (ours or "asyncio" in code.co_filename):
             return
         if event == "call" and code.co_name == ("__exit__" if by == "with" else "release"):
@@ -300,7 +302,7 @@ def test_a_blocked_program_thread_loses_nothing(
     cluster: coterie.LocalCluster, watcher: coterie.Client, name: str
 ) -> None:
     with cluster.client(session_ttl=1.0) as client, client.lock(name) as grant:
-        session = client._client._shell.core.session  # type: ignore[union-attr]
+        session = client._shell.core.session  # type: ignore[union-attr]
         assert session is not None
         end = session.lost_at + 1.0
         until(lambda: session.lost_at > end, "renewals far beyond the first ttl")

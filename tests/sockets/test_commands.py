@@ -42,9 +42,10 @@ def serves(directory: Path, process: subprocess.Popen[str]) -> None:
 class Ups:
     """One cluster for all tests that only command it; each leaves it whole."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, http: int) -> None:
         self.directory = directory
         self.port = port
+        self.http = http
 
     def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return coterie(*arguments, cwd=self.directory, COTERIE_ENDPOINTS=endpoints(self.port))
@@ -60,9 +61,10 @@ class Ups:
 @pytest.fixture(scope="module")
 def ups(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ups]:
     directory, port = tmp_path_factory.mktemp("up"), free_base()
-    with running("up", "--port", port, "--http-port", 8001, cwd=directory) as process:
+    http = port + 10
+    with running("up", "--port", port, "--http-port", http, cwd=directory) as process:
         serves(directory, process)
-        yield Ups(directory, port)
+        yield Ups(directory, port, http)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     until(lambda: not processes_of(directory), "all nodes have ended")
@@ -72,11 +74,12 @@ def test_up_says_what_it_serves_and_what_to_type(ups: Ups) -> None:
     said = output(ups.directory)
     assert "3 nodes serve from coterie-data; node" in said
     for node in range(3):
-        assert f"node{node + 1}  tcp://127.0.0.1:{ups.port + node}  " in said
+        tcp, http = f"tcp://127.0.0.1:{ups.port + node}", f"http://127.0.0.1:{ups.http + node}"
+        assert f"node{node + 1}  {tcp}  {http}  " in said
     assert f"export COTERIE_ENDPOINTS={endpoints(ups.port)}" in said
     assert f'with coterie.Client("{endpoints(ups.port)}") as c:' in said
     assert "coterie lock demo -- " in said
-    assert "--http-port: nothing is served there yet" in said
+    assert f"curl http://127.0.0.1:{ups.http}/health" in said
 
 
 def test_status_is_a_table_or_json(ups: Ups) -> None:

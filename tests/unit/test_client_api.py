@@ -23,6 +23,24 @@ SIGNATURES = {
     "Client.status": "(self)",
     "Client.locks": "(self, prefix='')",
     "Client.wait_graph": "(self)",
+    "Client.rlock": "(self, name)",
+    "Client.transaction": "(self)",
+    "Client.run": "(self, function, *, attempts=10)",
+    "Client.semaphore": "(self, name, value=1)",
+    "Client.bounded_semaphore": "(self, name, value=1)",
+    "Client.event": "(self, name)",
+    "Client.barrier": "(self, name, parties, *, timeout=None)",
+    "Client.condition": "(self, lock, name=None)",
+    "Client.election": "(self, name)",
+    "Client.fence": "(self, name)",
+    "Client.watch_locks": "(self, prefix='')",
+    "Client.force_release": "(self, name)",
+    "Transaction.lock": "(self, name, *, shared=False, timeout=None)",
+    "Transaction.lock_all": "(self, names, *, shared=False, timeout=None)",
+    "Transaction.commit": "(self)",
+    "Transaction.abort": "(self)",
+    "Lock.upgrade": "(self, timeout=None)",
+    "Lock.downgrade": "(self)",
     "Client.close": "(self)",
     "Lock.acquire": "(self, blocking=True, timeout=-1)",
     "Lock.release": "(self)",
@@ -77,9 +95,9 @@ def test_sync_and_async_are_the_same_but_for_await(sync: str, aio: str) -> None:
             assert signature(ours[name]) == signature(theirs[name]), name
     talking = {name for name, value in theirs.items() if inspect.iscoroutinefunction(value)}
     assert talking == (
-        {"acquire", "release", "locked"}
+        {"acquire", "release", "locked", "upgrade", "downgrade"}
         if aio == "AsyncLock"
-        else {"call", "close", "locks", "status", "wait_graph"}
+        else {"call", "close", "force_release", "locks", "run", "status", "wait_graph"}
     )
 
 

@@ -17,6 +17,7 @@ from coterie.clients.vocabulary import codec_for
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
 from coterie.protocols.plugin import Cancel, Failure
+from coterie.protocols.records import Member
 from coterie.protocols.session.messages import (
     EndSession,
     KeepAlive,
@@ -398,7 +399,7 @@ def test_a_confirmation_read_after_the_deadline_is_too_late(cluster: Cluster) ->
     for endpoint, frame in late:
         client.core.receive(endpoint, frame, client.now)
     assert session is not None and session.lost
-    assert client.core.lost_sessions == [session]
+    assert client.core.losing == [session]
 
 
 def test_a_grant_that_comes_after_the_cancel_is_not_taken(cluster: Cluster) -> None:
@@ -431,7 +432,7 @@ def test_the_end_of_the_deadline_is_final(cluster: Cluster) -> None:
         client.core.receive(endpoint, frame, client.now)
     client.exchange()
     client.pass_time(2.0)
-    assert session.is_lost(client.now) and client.core.lost_sessions == [session]
+    assert session.is_lost(client.now) and client.core.losing == [session]
     for _, _, ask in cluster.asks:
         assert ask.session != session.number
         assert isinstance(ask.operations[0], EndSession | Locate)
@@ -451,7 +452,7 @@ def test_a_reader_of_the_clock_on_another_thread_decides_too(cluster: Cluster) -
     assert session.is_lost(client.now)
     client.exchange()
     assert client.core.session is None
-    assert client.core.lost_sessions == [session]
+    assert client.core.losing == [session]
 
 
 def test_a_wait_goes_on_in_the_next_session(cluster: Cluster) -> None:
@@ -478,7 +479,7 @@ def test_a_session_the_cluster_ended_is_lost(cluster: Cluster) -> None:
     cluster.expire_everything()
     client.pass_time(0.4)
     assert session is not None and session.lost
-    assert client.core.lost_sessions == [session]
+    assert client.core.losing == [session]
 
 
 def test_a_release_in_a_lost_session_says_so(cluster: Cluster) -> None:
@@ -687,7 +688,7 @@ def test_a_long_wait_does_not_fill_the_memory_of_the_cluster(cluster: Cluster) -
     client.cancel(waiting)
     holder.release(held)
     client.hear()
-    assert isinstance(second.result, Granted) and waiting.result is None
+    assert isinstance(second.result, Granted) and isinstance(waiting.result, Timeout)
     client.release(second)
     assert cluster.locks() == {"b": 1, "c": 1}
 
@@ -718,3 +719,22 @@ def test_released_is_what_a_release_gets(cluster: Cluster) -> None:
     assert client.release(call).result == Released()
     gone = client.release(call)
     assert isinstance(gone.result, Failure) and gone.result.code is Code.NOT_HELD
+
+
+def test_a_node_that_answers_at_two_endpoints_is_one_node() -> None:
+    """As behind a forwarded port: the given address and the advertised one both lead there."""
+    nodes = Nodes(["tcp://10.0.0.1:7001", "tcp://10.0.0.2:7001", "tcp://localhost:7001"])
+    members = tuple(
+        Member(name, 1, True, f"tcp://localhost:{port}", "", "")
+        for name, port in (("a", 7001), ("b", 7002))
+    )
+    for endpoint, node in (
+        ("tcp://10.0.0.1:7001", "a"),
+        ("tcp://localhost:7001", "a"),
+        ("tcp://10.0.0.2:7001", "b"),
+    ):
+        nodes.heard(endpoint, Located(1, node, "b", 3, 0, members), 1.0)
+    assert len(nodes.endpoints) == 4
+    assert nodes.distinct() == ["tcp://localhost:7001", "tcp://10.0.0.2:7001"]
+    # An advertised address that leads nowhere never replaces one at which the node was met.
+    assert nodes.leader == "tcp://10.0.0.2:7001"

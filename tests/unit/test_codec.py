@@ -99,8 +99,8 @@ GOLDEN: list[tuple[bytes, Envelope, list[Any], str]] = [
     (
         CODEC.encode_ask("toy", CLUSTER, 7, 8, 9, 10, 11, [1, 2], [Put("k", b"v"), Get("k")])[0],
         Ask(7, 8, 9, 10, 11, [1, 2], [Put("k", b"v"), Get("k")]),
-        [7, 8, 9, 10, 11, [1, 2], [[1, "k", b"v", []], [2, "k"]]],
-        "970708090a0b920102929401a16bc40176909202a16b",
+        [7, 8, 9, 10, 11, [1, 2], [[1, "k", b"v", []], [2, "k"]], []],
+        "980708090a0b920102929401a16bc40176909202a16b90",
     ),
     (
         CODEC.encode_answer("toy", CLUSTER, 9, [1, 2], [Got(None), Failure(Code.BUSY, "wait")])[0],

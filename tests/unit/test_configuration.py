@@ -138,3 +138,40 @@ def test_a_wrong_variable_is_named_with_its_value(
         configured(environ)
     assert caught.value.setting == "COTERIE_" + flag.strip("-").replace("-", "_").upper()
     assert text in str(caught.value)
+
+
+def test_http_is_served_beside_the_clients_unless_told() -> None:
+    node = configured()
+    assert (node.http_listen, node.http_port, node.http_token) == ("127.0.0.1", 8001, "")
+    assert configured(peers="node1=127.0.0.1:65000").http_port == 0, "there is no such port"
+    assert configured(http_port="0").http_port == 0
+    lifted = configured(bind="0.0.0.0", insecure="yes", peers="node1=n1.example:7001")
+    assert (lifted.http_listen, lifted.http_port) == ("0.0.0.0", 8001)
+    assert lifted.http_hosts == {"n1.example"}
+    named = configured(http_hosts="Locks.example, other", advertise="10.0.0.1:7001")
+    assert named.http_hosts == {"locks.example", "other", "10.0.0.1", "127.0.0.1"}
+
+
+def test_http_for_others_needs_a_token_or_insecure() -> None:
+    with pytest.raises(ConfigurationError, match=r"--http-listen.*--http-token.*--insecure"):
+        configured(http_listen="0.0.0.0")
+    token = "0123456789abcdef"
+    assert configured({"COTERIE_HTTP_TOKEN": token}, http_listen="0.0.0.0").http_token == token
+    assert configured(http_listen="0.0.0.0", insecure="yes").http_token == ""
+
+
+def test_a_token_is_not_repeated() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configured({"COTERIE_HTTP_TOKEN": "too short"})
+    assert "COTERIE_HTTP_TOKEN" in str(caught.value) and "too short" not in str(caught.value)
+    assert "0123456789abcdef" not in repr(configured(http_token="0123456789abcdef"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"http_port": "65536"}, {"http_port": "x"}, {"http_listen": "a b"}, {"http_hosts": "a b"},
+     {"http_listen": "tcp://127.0.0.1"}],
+)  # fmt: skip
+def test_wrong_settings_of_http_are_refused(flags: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError):
+        configured(**flags)

@@ -135,7 +135,7 @@ def test_the_leader_opens_a_lock_after_its_delay(port: DirectPort) -> None:
     deadline_us = group.sessions.sessions[session].deadline_us
     group.one("session", ExpireSession(session, deadline_us))
     assert plugin.deadline() == port.clock + 3
-    assert plugin.status() == {"held": 0, "contended": 0, "deferred": 1}
+    assert plugin.status()["deferred"] == 1
     plugin.on_deadline()
     assert not port.proposals
     group.time_us += 3_000_000

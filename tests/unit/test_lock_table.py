@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coterie.protocols.errors import Code
-from coterie.protocols.lock import inspection, table
+from coterie.protocols.lock import granting, inspection, snapshot, table
 from coterie.protocols.lock.messages import (
     Acquire,
     Granted,
@@ -138,11 +138,23 @@ def test_only_the_holder_releases_and_only_once(group: ControlGroup) -> None:
     one, two = group.open(1), group.open(2)
     grant = group.ask(one, Acquire("a")).grant
     wait = group.ask(two, Acquire("a")).wait
-    for session, name, number in ((two, "a", grant), (two, "a", wait), (one, "b", grant)):
+    for session, name, number in ((two, "a", grant), (one, "a", wait), (one, "b", grant)):
         assert code(group.ask(session, Release(name, number))) is Code.NOT_HELD
     assert group.ask(one, Release("a", grant)) == Released()
     assert code(group.ask(one, Release("a", grant))) is Code.NOT_HELD
     assert list(group.locks.holders["a"]) == [wait]
+
+
+def test_releasing_a_wait_withdraws_it(group: ControlGroup) -> None:
+    """Of a wait given up so late that its sequence is forgotten only the number is known."""
+    one, two, three = (group.open(client) for client in (1, 2, 3))
+    grant = group.ask(one, Acquire("a")).grant
+    wait = group.ask(two, Acquire("a")).wait
+    other = group.ask(three, Acquire("a")).wait
+    assert group.ask(two, Release("a", wait)) == Released()
+    assert code(group.ask(two, Release("a", wait))) is Code.NOT_HELD
+    group.ask(one, Release("a", grant))
+    assert [told for _, told, _ in hints(group)] == [other]
 
 
 def test_a_lock_needs_a_session(group: ControlGroup) -> None:
@@ -279,6 +291,7 @@ def test_a_thousand_readers_are_let_in_by_steps(
     group: ControlGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "STEP", 3)
+    monkeypatch.setattr(granting, "STEP", 3)
     one, two = group.open(1), group.open(2)
     grant = group.ask(one, Acquire("a")).grant
     waits = [group.ask(two, Acquire("a", shared=True)).wait for _ in range(7)]
@@ -331,7 +344,7 @@ def from_chunks(group: ControlGroup, chunks: Iterable[bytes]) -> LockTable:
 def test_a_snapshot_keeps_the_order_of_waits_of_many_sessions(
     group: ControlGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "_CHUNK", 2)
+    monkeypatch.setattr(snapshot, "ROWS_MAX", 2)
     sessions = [group.open(client) for client in (1, 2, 3)]
     for session in (0, 2, 1, 0, 1, 2, 0, 0, 0):
         group.ask(sessions[session], Acquire("a", shared=session == 1))
@@ -549,7 +562,7 @@ class LockTableMatchesTheModel(RuleBasedStateMachine):
     def release(self, data: Any) -> None:
         session = self.any_session(data)
         request = data.draw(st.sampled_from(self.model.requests))
-        held = request.session == session and request.token > 0
+        held = request.session == session
         result = self.ask(session, Release(request.name, request.number))
         assert result == Released() if held else code(result) is Code.NOT_HELD
         if held:

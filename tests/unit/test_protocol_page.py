@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 import coterie
+from coterie.protocols.coordination.messages import MESSAGES as COORDINATION
 from coterie.protocols.lock.messages import MESSAGES as LOCK
 from coterie.protocols.placement.messages import MESSAGES as PLACEMENT
 from coterie.protocols.plugin import (
@@ -55,6 +56,7 @@ def built(messages: tuple[type[Message], ...]) -> list[tuple[int, str, str, str]
         ("session", SESSION),
         ("lock", LOCK),
         ("placement", PLACEMENT),
+        ("coordination", COORDINATION),
         ("Codes of every plugin", (Failure, Cancel, Cancelled)),
     ],
 )
@@ -62,7 +64,7 @@ def test_the_page_lists_every_message(section: str, messages: tuple[type[Message
     assert described(section) == built(messages)
 
 
-@pytest.mark.parametrize("plugin", ["raft", "session", "lock", "placement"])
+@pytest.mark.parametrize("plugin", ["raft", "session", "lock", "placement", "coordination"])
 def test_the_page_names_the_code_of_every_plugin(plugin: str) -> None:
     code = blake2b(plugin.encode()).digest()[:4].hex()
     assert f"## {plugin}\n\nPlugin code `{code}`" in PAGE.read_text(encoding="utf-8")

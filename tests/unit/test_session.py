@@ -77,7 +77,7 @@ class TestTable:
         session = group.open(7)
         group.time_us += 4_000_000
         result = group.one("session", KeepAlive(), client=7, session=session)
-        assert result == KeptAlive()
+        assert result == KeptAlive(10_000_000)
         assert group.sessions.sessions[session].deadline_us == group.time_us + TTL_US
 
     def test_an_expiry_is_checked_again(self, group: ControlGroup) -> None:
@@ -411,4 +411,4 @@ class TestDeadlines:
             port.commit()
             rounds += 1
         assert rounds == 2 and not port.group.locks.holders and not port.group.sessions.ending
-        assert port.plugin.status() == {"sessions": 0, "ending": 0}
+        assert port.plugin.status() == {"sessions": 0, "ending": 0, "ended": 0, "expired": 1}

@@ -1,0 +1,29 @@
+"""How much goes through the sockets of one role.
+
+The law: counted once per frame, where it is handed over; what was dropped is not counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+class Traffic:
+    """Frames and bytes received and sent, without ZeroMQ's own."""
+
+    __slots__ = ("bytes_in", "bytes_out", "frames_in", "frames_out")
+
+    def __init__(self) -> None:
+        self.frames_in = self.bytes_in = self.frames_out = self.bytes_out = 0
+
+    def received(self, frames: Collection[bytes]) -> None:
+        if frames:
+            self.frames_in += len(frames)
+            self.bytes_in += sum(map(len, frames))
+
+    def sent(self, frame: bytes) -> None:
+        self.frames_out += 1
+        self.bytes_out += len(frame)
+
+    def status(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in sorted(self.__slots__)}

@@ -1,0 +1,1 @@
+"""Semaphores, events, barriers, conditions, elections, fences in the control group."""

@@ -1,0 +1,64 @@
+"""CPython's own tests of locks, events, semaphores and barriers, run on ours against real nodes.
+
+They come with the interpreter (its `test` package; Debian has it as libpython3-testsuite). Not
+ours to pass, and named below: what looks into weak references, fork re-initialisation,
+constructors, barrier actions, `repr` and recursion counts.
+"""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Iterator
+from itertools import count
+from typing import ClassVar
+
+import pytest
+
+import coterie
+
+lock_tests = pytest.importorskip(
+    "test.lock_tests",
+    reason="this interpreter has no test.lock_tests; Debian: apt-get install libpython3-testsuite",
+)
+
+NOT_OURS = {
+    "test_action",
+    "test_at_fork_reinit",
+    "test_constructor",
+    "test_locked_repr",
+    "test_recursion_count",
+    "test_repr",
+    "test_weakref_deleted",
+    "test_weakref_exists",
+}
+
+names = (f"cpython/{number}" for number in count())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def client(cluster: coterie.LocalCluster) -> Iterator[coterie.Client]:
+    """One client for all: its thread must run before CPython counts threads."""
+    with cluster.client(name="cpython") as client:
+        client.locks()
+        Ours.client = client
+        yield client
+        del Ours.client
+
+
+class Ours(unittest.TestCase):
+    """Where CPython's classes find what to test."""
+
+    client: ClassVar[coterie.Client]
+
+    @staticmethod
+    def locktype() -> coterie.Lock:
+        return Ours.client.lock(next(names))
+
+
+def chosen(tests: type) -> type:
+    """CPython's test class without the tests that are not ours to pass."""
+    without = {name: None for name in dir(tests) if name in NOT_OURS}
+    return type(tests.__name__, (Ours, tests), without)
+
+
+TestLock = chosen(lock_tests.LockTests)
