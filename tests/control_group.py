@@ -4,7 +4,7 @@ and a port whose log is that replica."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from coterie.protocols.plugin import (
@@ -191,3 +191,10 @@ class DirectPort:
         ((_, results),) = self.answers
         self.answers = []
         return list(results)
+
+
+def restore(machine: StateMachine, chunks: Iterable[bytes]) -> None:
+    """Bring an empty machine to the state of a snapshot."""
+    for chunk in chunks:
+        machine.restore(chunk)
+    machine.restored()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from control_group import TTL_US, ControlGroup, DirectPort
+from control_group import TTL_US, ControlGroup, DirectPort, restore
 
 from coterie.protocols.coordination import plugin as plugins
 from coterie.protocols.coordination import serving, table
@@ -408,7 +408,7 @@ def test_a_snapshot_gives_the_same_and_the_same_bytes(world: World) -> None:
         other = CoordinationTable()
         other.attach(world.group.replica)
         chunks = list(world.table.snapshot())
-        other.restore(chunks)
+        restore(other, chunks)
         other.check()
         assert list(other.snapshot()) == chunks
         assert other.queues == world.table.queues and other.held == world.table.held

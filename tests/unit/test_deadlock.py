@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from control_group import ControlGroup, DirectPort
+from control_group import ControlGroup, DirectPort, restore
 
 from coterie.protocols.errors import Code
 from coterie.protocols.lock import owners
@@ -516,7 +516,7 @@ def test_a_replica_made_from_a_snapshot_finds_the_same(world: World) -> None:
     world.ask(one, Upgrade("s", grant))
     table = LockTable()
     table.attach(world.group.replica)
-    table.restore(list(world.table.snapshot()))
+    restore(table, world.table.snapshot())
     table.check()
     steps = [
         Acquire("e", owner=two),
@@ -562,7 +562,7 @@ def test_the_mode_is_the_tables_and_follows_the_leader() -> None:
     assert world.table.detection == owners.SWEEP and world.plugin.deadline() is None
     other = LockTable()
     other.attach(world.group.replica)
-    other.restore(list(world.table.snapshot()))
+    restore(other, world.table.snapshot())
     assert other.detection == owners.SWEEP
 
 

@@ -56,7 +56,11 @@ def test_who_has_joined_asks_nobody_any_more(tmp_path: Path) -> None:
 
 
 def test_a_plan_remembers_who_was_removed(tmp_path: Path) -> None:
-    plans = [NodePlan("node1", 1, 2, 3), NodePlan("node2", 4, 5, 6, True), NodePlan("n3", 7, 8, 9)]
+    plans = [
+        NodePlan("node1", 1, 2, 3, 10),
+        NodePlan("node2", 4, 5, 6, 0, True),
+        NodePlan("n3", 7, 8, 9, 11),
+    ]
     keep(tmp_path, plans)
     assert kept(tmp_path) == plans
     assert peers_option(plans) == "node1=127.0.0.1:1:2:3,n3=127.0.0.1:7:8:9"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from control_group import ControlGroup, DirectPort
+from control_group import ControlGroup, DirectPort, restore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -365,7 +365,8 @@ class LockFamilyMatchesTheModel(RuleBasedStateMachine):
         table: LockTable = self.group.locks
         chunks = list(table.snapshot())
         events = table.events
-        table.restore(chunks)
+        table.clear()
+        restore(table, chunks)
         table.events = events
         assert list(table.snapshot()) == chunks
 

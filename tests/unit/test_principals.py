@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from control_group import TTL_US, ControlGroup, DirectPort
+from control_group import TTL_US, ControlGroup, DirectPort, restore
 
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import (
@@ -256,7 +256,9 @@ def test_the_other_mode_is_refused(group: Acting) -> None:
 def test_it_survives_a_snapshot(group: Acting) -> None:
     group.act(FIRST, ALICE, Acquire("a", once=True))
     group.act(FIRST, BOB, Acquire("a", once=True))
-    group.locks.restore(list(group.locks.snapshot()))
+    chunks = list(group.locks.snapshot())
+    group.locks.clear()
+    restore(group.locks, chunks)
     group.locks.check()
     assert isinstance(group.act(SECOND, ALICE, Acquire("a", once=True)), Granted)
     assert isinstance(group.act(SECOND, BOB, Acquire("a", once=True)), Queued)
