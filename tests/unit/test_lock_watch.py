@@ -222,22 +222,41 @@ class TestLimits:
         """One command grants so many waits, over all locks; the leader goes on with the rest."""
         for module in (table, granting):
             monkeypatch.setattr(module, "STEP", 3)
-        group, plugin = port.group, port.plugin
+        group = port.group
         one, two = group.open(1), group.open(2)
         owner = group.ask(one, BeginTransaction()).transaction
         group.ask(one, AcquireAll(("a", "b", "c"), owner=owner))
         for _ in range(2):
             for name in "ab":
                 group.ask(two, Acquire(name, shared=True))
-        group.ask(two, AcquireAll(("c", "d", "e")))
         group.one("session", EndSession(one), client=1)
         assert sum(map(len, group.locks.holders.values())) == 3
+        self.open_all(port)
+        assert not group.locks.waits
+
+    def test_of_one_command_that_grants_several_locks_at_once(
+        self, port: DirectPort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in (table, granting):
+            monkeypatch.setattr(module, "STEP", 3)
+        group = port.group
+        one, two = group.open(1), group.open(2)
+        group.ask(one, AcquireAll(("a", "c")))
+        for _ in range(2):
+            group.ask(two, Acquire("a", shared=True))
+        group.ask(two, AcquireAll(("c", "d", "e")))
+        group.one("session", EndSession(one), client=1)
+        assert list(group.locks.holders) == ["a"]
+        self.open_all(port)
+        assert not group.locks.waits
+
+    def open_all(self, port: DirectPort) -> None:
         for _ in range(8):
-            plugin.on_deadline()
+            port.plugin.on_deadline()
             for command, _ in port.proposals:
                 assert all(type(operation) is OpenLock for operation in command.operations)
             port.commit()
-        assert not group.locks.waits and not group.locks.deferred
+        assert not port.group.locks.deferred
 
 
 @pytest.mark.parametrize(
