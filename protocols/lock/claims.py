@@ -94,8 +94,16 @@ class ClaimIndex:
         self.owners: dict[int, Owner] = {}
         self.branching: dict[str, list[int]] = {}
         """By lock, in order: the waits whose owner waits for something else too."""
+        self.shared: dict[SessionId, None] = {}
+        """Sessions whose claims a snapshot under way still refers to."""
         self.failed: dict[int, Transaction] = {}
         """By number: the waits that ended in a deadlock, with the victim they were of."""
+
+    def unshare(self, session: SessionId) -> None:
+        """The claims of a session are about to change: a snapshot keeps them as they were."""
+        if session in self.shared:
+            del self.shared[session]
+            self.claims[session] = self.claims[session].copy()
 
     def owner_of(self, claim: Claim) -> Owner | None:
         """None if the claim is an owner by itself."""
@@ -112,6 +120,8 @@ class ClaimIndex:
 
     def put(self, claim: Claim) -> None:
         """Add a claim, or put it in place of that of the same number."""
+        if self.shared:
+            self.unshare(claim.session)
         name, number = claim.name, claim.number
         claims = self.claims[claim.session]
         old = claims.get(number)
@@ -144,6 +154,8 @@ class ClaimIndex:
 
     def strike(self, claim: Claim) -> None:
         """Remove a claim."""
+        if self.shared:
+            self.unshare(claim.session)
         name, number = claim.name, claim.number
         index = self.holders if claim.token else self.waits
         beside = index[name]
@@ -201,13 +213,10 @@ class ClaimIndex:
 
     # Snapshots
 
-    def rows(self) -> tuple[list[tuple[SessionId, list[Claim]]], list[Transaction]]:
-        """A shallow copy of the state."""
-        claims = [
-            (session, list(of_session.values())) for session, of_session in self.claims.items()
-        ]
+    def rows(self) -> tuple[list[tuple[SessionId, dict[int, Claim]]], list[Transaction]]:
+        """The state. The claims of a session are its own until it changes (`unshare`)."""
         transactions = [t for of_session in self.transactions.values() for t in of_session.values()]
-        return claims, transactions
+        return list(self.claims.items()), transactions
 
     def take_claims(self, session: SessionId, rows: Iterable[Iterable[object]]) -> None:
         """Rows of a snapshot. What came out of order is put in order by `settle`."""
@@ -245,9 +254,8 @@ class ClaimIndex:
             fresh.enroll(transaction)
         for session, rows in claims:
             assert session in sessions or session in ending
-            numbers = [claim.number for claim in rows]
-            assert numbers == sorted(numbers)
-            fresh.claims[session] = {claim.number: claim for claim in rows}
+            assert list(rows) == sorted(rows)
+            fresh.claims[session] = rows
         assert all(session in self.claims for session in self.transactions)
         fresh.settle()
         for name in ("holders", "waits", "upgrading"):

@@ -6,6 +6,7 @@ The law: a table restored from its chunks, in their order, gives the identical c
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,7 +27,7 @@ _SCALARS, _DEFERRED, _CLAIMS, _TRANSACTIONS = 0, 1, 2, 3
 def chunks_of(
     scalars: tuple[int, int],
     deferred: list[tuple[str, int]],
-    claims: list[tuple[SessionId, list[Claim]]],
+    claims: list[tuple[SessionId, dict[int, Claim]]],
     transactions: list[Transaction],
 ) -> Iterable[bytes]:
     encode = msgspec.msgpack.encode
@@ -36,13 +37,14 @@ def chunks_of(
     rows: list[tuple[SessionId, list[Claim]]] = []
     size = 0
     for session, held in claims:
-        for start in range(0, max(1, len(held)), ROWS_MAX):
-            part = held[start : start + ROWS_MAX]
-            if size + len(part) + 1 > ROWS_MAX and rows:
-                yield encode((_CLAIMS, rows))
-                rows, size = [], 0
+        left = iter(held.values())
+        for _ in range(0, max(1, len(held)), ROWS_MAX):
+            part = list(islice(left, ROWS_MAX))
             rows.append((session, part))
             size += len(part) + 1
+            if size >= ROWS_MAX:
+                yield encode((_CLAIMS, rows))
+                rows, size = [], 0
     if rows:
         yield encode((_CLAIMS, rows))
     for start in range(0, len(transactions), ROWS_MAX):

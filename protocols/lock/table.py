@@ -21,7 +21,7 @@ for there and then, and the highest owner id of it dies (see `deadlock.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -83,6 +83,8 @@ class LockTable(Converting):
 
     def __init__(self) -> None:
         super().__init__()
+        self._sharers = 0
+        """Snapshots under way."""
         self._apply: dict[type[Any], Callable[[Moment, Any], Result]] = {
             Acquire: self._acquire,
             AcquireAll: self._acquire_all,
@@ -122,7 +124,7 @@ class LockTable(Converting):
         ended = list(islice(self.transactions.get(session, {}).values(), limit - len(doomed)))
         for transaction in ended:
             self.expel(transaction)
-        if not claims and session not in self.transactions:
+        if not self.claims[session] and session not in self.transactions:
             del self.claims[session]
         return len(doomed) + len(ended)
 
@@ -153,6 +155,8 @@ class LockTable(Converting):
 
     def _acquire(self, moment: Moment, operation: Acquire) -> Result:
         session = moment.session
+        if self.shared:
+            self.unshare(session)
         claims = self.claims.get(session)
         if claims is None:
             if session == 0:
@@ -321,6 +325,8 @@ class LockTable(Converting):
 
     def _release(self, moment: Moment, operation: Release) -> Result:
         name, number = operation.name, operation.grant
+        if self.shared:
+            self.unshare(moment.session)
         holders = self.holders.get(name)
         claims = self.claims.get(moment.session)
         if holders is None or claims is None or number not in claims or number not in holders:
@@ -374,10 +380,19 @@ class LockTable(Converting):
     # Snapshots
 
     def snapshot(self) -> Iterable[bytes]:
-        """The state as of the call, encoded while the chunks are taken."""
+        """The state as of the call, encoded while the chunks are taken. To copy a million claims
+        takes longer than a turn may: those of a session are copied when they change before that."""
         claims, transactions = self.rows()
+        self.shared = dict.fromkeys(self.claims)
+        self._sharers += 1
         scalars = (self.revision, self.detection)
-        return chunks_of(scalars, list(self.deferred.items()), claims, transactions)
+        return self._encode(scalars, list(self.deferred.items()), claims, transactions)
+
+    def _encode(self, *state: Any) -> Iterator[bytes]:
+        yield from chunks_of(*state)
+        self._sharers -= 1
+        if not self._sharers:
+            self.shared = {}
 
     def restore(self, chunks: Iterable[bytes]) -> None:
         self.clear()
