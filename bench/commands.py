@@ -7,10 +7,11 @@ ratio to the bare path measured in the same run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -38,82 +39,140 @@ bench.add_command(failover)
 bench.add_command(recovery)
 bench.add_command(snapshot)
 
-
-@bench.command()
-@click.option(
+CLIENTS = click.option(
     "--clients",
     default=128,
     show_default=True,
     type=click.IntRange(1, 100_000),
-    help="Tasks that acquire and release, each a lock of its own.",
+    help="Tasks that work side by side.",
 )
+MEASURING = (
+    click.option(
+        "--seconds",
+        default=5.0,
+        show_default=True,
+        type=click.FloatRange(0.1, 3600),
+        help="How long to measure.",
+    ),
+    click.option(
+        "--processes",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, 64),
+        help="Client processes the tasks are spread over.",
+    ),
+    click.option(
+        "--rate",
+        default=0.0,
+        type=click.FloatRange(0),
+        help="Operations per second, evenly paced; without it as many as go.",
+    ),
+    click.option(
+        "--repeat",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1, 100),
+        help="Pairs of runs, cluster and bare path in turn; the median is shown.",
+    ),
+    click.option(
+        "--endpoints",
+        envvar="COTERIE_ENDPOINTS",
+        help="A running cluster; without it one is started for the run.",
+    ),
+    click.option(
+        "--durability",
+        default="fsync",
+        show_default=True,
+        type=click.Choice(["fsync", "relaxed"]),
+        help="How the cluster that is started for the run writes its log.",
+    ),
+    click.option(
+        "--bare/--no-bare", default=True, show_default=True, help="Measure the bare path too."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+)
+
+
+class Measuring(msgspec.Struct):
+    """How to measure, as the options of every workload say."""
+
+    seconds: float
+    processes: int
+    rate: float
+    repeat: int
+    endpoints: str | None
+    durability: str
+    bare: bool
+    as_json: bool
+
+
+def measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of every workload, gathered in its argument `how`."""
+
+    @functools.wraps(command)
+    def called(**options: Any) -> None:
+        how = {name: options.pop(name) for name in Measuring.__struct_fields__}
+        command(how=Measuring(**how), **options)
+
+    wrapped: Callable[..., None] = called
+    for option in reversed(MEASURING):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@bench.command()
+@CLIENTS
 @click.option(
-    "--seconds",
-    default=5.0,
+    "--names",
+    default=0,
+    type=click.IntRange(0, 100_000),
+    help="Locks the tasks contend for; without it each has its own.",
+)
+@measuring
+def lock(clients: int, names: int, how: Measuring) -> None:
+    """Locks: acquire and release, one operation each.
+
+    With --names the tasks hand so many locks on to one another, and a handover (acquire and
+    release) is one operation; one task with a lock of its own is measured as well, and what a
+    handover costs is told in its operations.
+    """
+    load = Load([], clients, how.seconds, how.rate, names=names)
+    alone = Load([], 1, how.seconds) if 0 < names < clients else None
+    measure(load, how, alone)
+
+
+@bench.command()
+@CLIENTS
+@click.option(
+    "--locks",
+    default=5,
     show_default=True,
-    type=click.FloatRange(0.1, 3600),
-    help="How long to measure.",
+    type=click.IntRange(1, 1000),
+    help="Locks of a transaction.",
 )
-@click.option(
-    "--processes",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    help="Client processes the tasks are spread over.",
-)
-@click.option(
-    "--rate",
-    default=0.0,
-    type=click.FloatRange(0),
-    help="Operations per second, evenly paced; without it as many as go.",
-)
-@click.option(
-    "--repeat",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 100),
-    help="Pairs of runs, cluster and bare path in turn; the median is shown.",
-)
-@click.option(
-    "--endpoints",
-    envvar="COTERIE_ENDPOINTS",
-    help="A running cluster; without it one is started for the run.",
-)
-@click.option(
-    "--durability",
-    default="fsync",
-    show_default=True,
-    type=click.Choice(["fsync", "relaxed"]),
-    help="How the cluster that is started for the run writes its log.",
-)
-@click.option(
-    "--bare/--no-bare", default=True, show_default=True, help="Measure the bare path too."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def lock(
-    clients: int,
-    seconds: float,
-    processes: int,
-    rate: float,
-    repeat: int,
-    endpoints: str | None,
-    durability: str,
-    bare: bool,
-    as_json: bool,
-) -> None:
-    """Locks: acquire and release, one operation each, every task on a lock of its own."""
-    processes = min(processes, clients)
-    measured: list[Figures] = []
+@click.option("--by-one", is_flag=True, help="Take them one after the other, not all at once.")
+@measuring
+def transactions(clients: int, locks: int, by_one: bool, how: Measuring) -> None:
+    """Transactions: begin, take locks of the task's own, commit; one operation."""
+    measure(Load([], clients, how.seconds, how.rate, locks=locks, by_one=by_one), how, None)
+
+
+def measure(load: Load, how: Measuring, alone: Load | None) -> None:
+    """Run the load beside the bare path, and beside the load of one task alone, and print it."""
+    runs: list[Run] = []
     ceilings: list[Figures] = []
-    with served(endpoints, durability) as addresses:
+    singles: list[Run] = []
+    with served(how.endpoints, how.durability) as addresses:
         before = look(addresses)
-        for _ in range(repeat):
-            loads = split(Load(addresses, clients, seconds, rate), processes)
-            measured.append(run_loads(loads))
-            if bare:
-                ceilings.append(run_bare(clients, seconds, before.durability))
+        load = msgspec.structs.replace(load, endpoints=addresses)
+        for _ in range(how.repeat):
+            runs.append(run_loads(split(load, min(how.processes, load.tasks))))
+            if alone is not None:
+                singles.append(run_loads([msgspec.structs.replace(alone, endpoints=addresses)]))
+            if how.bare:
+                ceilings.append(run_bare(load.tasks, load.seconds, before.durability))
         elections = look(addresses).term - before.term
-    show(measured, ceilings, elections, as_json)
+    show(runs, ceilings, singles, elections, how.as_json)
 
 
 @bench.command()
@@ -181,11 +240,20 @@ def served(endpoints: str | None, durability: str) -> Iterator[list[str]]:
 
 
 class Sight(NamedTuple):
-    """What the nodes say of themselves at one moment. `cpu_s` since each began, by node."""
+    """What the nodes say of themselves at one moment. `cpu_s` since each began, by node;
+    `commits`: entries committed in the group of locks."""
 
     cpu_s: dict[str, float]
     durability: str
     term: int
+    commits: int
+
+
+class Run(NamedTuple):
+    """One run of a load, and how many entries the cluster committed in it."""
+
+    figures: Figures
+    commits: int
 
 
 def look(addresses: list[str]) -> Sight:
@@ -202,6 +270,7 @@ def look(addresses: list[str]) -> Sight:
         {name: said["process"]["cpu_s"] for name, said in told.items()},
         "/".join(modes),
         max(said["raft"]["groups"]["0"]["term"] for said in told.values()),
+        max(said["raft"]["groups"]["0"]["commit"] for said in told.values()),
     )
 
 
@@ -217,7 +286,7 @@ def split(load: Load, processes: int) -> list[Load]:
     return loads
 
 
-def run_loads(loads: list[Load]) -> Figures:
+def run_loads(loads: list[Load]) -> Run:
     """Run the processes side by side, over the same seconds."""
     recorder, addresses = Recorder(), loads[0].endpoints
     with contextlib.ExitStack() as stack:
@@ -236,24 +305,59 @@ def run_loads(loads: list[Load]) -> Figures:
             recorder.merge(process.latencies())
     used = {name: cpu_s - before.cpu_s.get(name, 0.0) for name, cpu_s in after.cpu_s.items()}
     tasks = sum(load.tasks for load in loads)
-    return recorder.figures(
+    figures = recorder.figures(
         "coterie", tasks, loads[0].seconds, before.durability, {**used, "clients": clients_s}
     )
+    return Run(figures, after.commits - before.commits)
 
 
-def show(measured: list[Figures], ceilings: list[Figures], elections: int, as_json: bool) -> None:
+def show(
+    runs: list[Run], ceilings: list[Figures], singles: list[Run], elections: int, as_json: bool
+) -> None:
     """Print the run in the middle of each kind, and the median of the pairs' ratios."""
-    shown = [middle(runs) for runs in (measured, ceilings) if runs]
+    measured = [run.figures for run in runs]
+    alone = [run.figures for run in singles]
+    shown = {
+        kind: middle(figures)
+        for kind, figures in (("cluster", measured), ("alone", alone), ("bare", ceilings))
+        if figures
+    }
     pairs = zip(measured, ceilings, strict=False)
     ratios = [run.ops_per_s / bare.ops_per_s for run, bare in pairs if bare.ops_per_s]
     ratio = round(median(ratios), 3) if ratios else None
+    handed = handover(runs, singles)
     if as_json:
-        cluster, bare = [run.as_dict() for run in shown] + [None] * (2 - len(shown))
-        found = {"cluster": cluster, "bare": bare, "ratio": ratio, "elections": elections}
-        click.echo(json.dumps(found))
+        found = {kind: figures.as_dict() for kind, figures in shown.items()}
+        both = {"cluster": None, "bare": None, **found, **handed}
+        click.echo(json.dumps({**both, "ratio": ratio, "elections": elections}))
         return
-    click.echo(table(shown))
+    click.echo(table(shown.values()))
     if ratio is not None:
         click.echo(f"ratio to the bare path: {ratio:.2f}")
+    if handed:
+        click.echo(
+            f"a handover: {handed['handover_ms']:.2f} ms, {handed['handover_ratio']:.2f} x an "
+            f"operation of one task; {handed['commits_per_handover']:.2f} commits each"
+        )
     if elections:
         click.echo(f"elections during the run: {elections}")
+
+
+def handover(runs: list[Run], singles: list[Run]) -> dict[str, float]:
+    """What it costs to hand a lock on, beside what an operation costs a task alone; medians of
+    the pairs. An operation of the contended run is a handover."""
+    pairs = [
+        (run, single.figures.ops_per_s)
+        for run, single in zip(runs, singles, strict=False)
+        if run.figures.operations and single.figures.ops_per_s
+    ]
+    if not pairs:
+        return {}
+    per_s = [run.figures.ops_per_s for run, _ in pairs]
+    commits = [run.commits / run.figures.operations for run, _ in pairs]
+    ratios = [single / rate for (_, single), rate in zip(pairs, per_s, strict=True)]
+    return {
+        "handover_ms": round(1000 / median(per_s), 3),
+        "handover_ratio": round(median(ratios), 3),
+        "commits_per_handover": round(median(commits), 3),
+    }

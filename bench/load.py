@@ -27,13 +27,18 @@ WARM_UP_S = 1.0
 
 class Load(msgspec.Struct, frozen=True):
     """What one process is to do. `rate` is operations per second of this process; 0: as many as
-    go. `first` numbers its first task, so that every task of all processes has its own lock."""
+    go. `first` numbers its first task, so that every task of all processes has its own lock, or
+    shares one of `names` (0: as many as tasks). `locks`: an operation is a transaction of so many
+    locks of its own, taken together, or one `by_one`; 0: an acquire or a release."""
 
     endpoints: list[str]
     tasks: int
     seconds: float
     rate: float = 0.0
     first: int = 0
+    names: int = 0
+    locks: int = 0
+    by_one: bool = False
 
 
 def lock_operation(client: AsyncClient, number: int) -> Callable[[], Awaitable[object]]:
@@ -49,12 +54,51 @@ def lock_operation(client: AsyncClient, number: int) -> Callable[[], Awaitable[o
     return operation
 
 
+def handover_operation(client: AsyncClient, number: int) -> Callable[[], Awaitable[object]]:
+    """Wait for a lock that others want too, and hand it on: one operation, since a task that
+    stopped in between would keep the others waiting."""
+    lock = client.lock(f"bench/{number}")
+
+    async def operation() -> None:
+        await lock.acquire()
+        await lock.release()
+
+    return operation
+
+
+def transaction_operation(
+    client: AsyncClient, number: int, locks: int, by_one: bool
+) -> Callable[[], Awaitable[object]]:
+    """A transaction of the task's own locks: begin, take them, commit."""
+    names = [f"bench/{number}/{place}" for place in range(locks)]
+
+    async def operation() -> None:
+        async with client.transaction() as transaction:
+            if by_one:
+                for name in names:
+                    await transaction.lock(name)
+            else:
+                await transaction.lock_all(names)
+
+    return operation
+
+
+def operation_of(load: Load, client: AsyncClient, number: int) -> Callable[[], Awaitable[object]]:
+    """What the task of this number repeats."""
+    if load.locks:
+        return transaction_operation(client, number, load.locks, load.by_one)
+    if load.names:
+        return handover_operation(client, number % load.names)
+    return lock_operation(client, number)
+
+
 async def run(load: Load) -> Recorder:
     """Warm up, wait for `go`, and measure."""
     recorder, go = Recorder(), asyncio.Event()
     Thread(target=listen, args=(asyncio.get_running_loop(), go), daemon=True).start()
     async with AsyncClient(load.endpoints, name="bench") as client:
-        operations = [lock_operation(client, load.first + number) for number in range(load.tasks)]
+        numbers = range(load.first, load.first + load.tasks)
+        operations = [operation_of(load, client, number) for number in numbers]
         await measure(operations, load, recorder, go)
     return recorder
 

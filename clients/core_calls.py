@@ -33,6 +33,10 @@ CALLS_MAX = 65_536
 CANCEL_GRACE_S = 0.25
 """How long a call that ran out of time waits for its `Cancel` to be confirmed."""
 
+ANSWER_GRACE_S = 0.1
+"""How long the first answer is waited for, however short a time the caller would wait in line:
+what is free is had."""
+
 SPAN_MAX = 16_384
 """Sequences from the oldest open call to the newest; a longer wait is parked (`_park`)."""
 
@@ -247,6 +251,8 @@ class Calls:
             if call.state == UNSENT or call.state == CANCELLING:
                 self.cancel(call, now)
                 self._complete(call, Timeout("not granted in time"))
+            elif call.state == SENT and now < call.submitted_at + ANSWER_GRACE_S:
+                self._set_deadline(call, now + ANSWER_GRACE_S / 10)
             else:
                 self.cancel(call, now)
                 self._set_deadline(call, now + CANCEL_GRACE_S)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import demo_deadlock
 from .local import LocalCluster
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ with coterie.LocalCluster(nodes=3) as cluster, cluster.client() as c:
     cluster.kill(leader)
     with c.lock("orders/42") as grant:
         print("token", grant.token, "granted without that leader")
-    cluster.restart(leader)
+    with c.transaction() as t:
+        t.lock_all(["left", "right"])
 """
 
 
@@ -210,7 +212,7 @@ async def perform(act: Act, cluster: LocalCluster, write: Callable[[str], object
         table.paint()
 
 
-def verdict(act: Act) -> list[str]:
+def verdict(act: Act, deadlocked: demo_deadlock.Deadlocked) -> list[str]:
     """What was seen, in lines."""
     lines = [
         "",
@@ -218,7 +220,7 @@ def verdict(act: Act) -> list[str]:
         f"{act.grants} grants, {act.overlaps} overlaps; last tokens: "
         + ", ".join(f"{name} {lock.token}" for name, lock in act.locks.items()),
     ]
-    for promise, held in act.promises().items():
+    for promise, held in {**act.promises(), **deadlocked.promises()}.items():
         lines.append(f"  {'kept  ' if held else 'BROKEN'}  {promise}")
     lines += [f"  {error}" for error in act.errors[:5]]
     return lines
@@ -226,7 +228,8 @@ def verdict(act: Act) -> list[str]:
 
 @click.command()
 def demo() -> None:
-    """Kill the leader of three nodes while 32 clients contend for locks.
+    """Kill the leader of three nodes while 32 clients contend for locks; then let two
+    transactions wait for each other.
 
     Exits 0 if every promise held.
     """
@@ -234,11 +237,12 @@ def demo() -> None:
     def write(text: str) -> None:
         click.echo(text, nl=False)
 
-    act = Act()
+    act, deadlocked = Act(), demo_deadlock.Deadlocked()
     click.echo("Three node processes in a temporary directory, their logs on disk.\n")
     with LocalCluster(3) as cluster:
         asyncio.run(perform(act, cluster, write))
-    click.echo("\n".join(verdict(act)))
+        asyncio.run(demo_deadlock.play(deadlocked, cluster, write))
+    click.echo("\n".join(verdict(act, deadlocked)))
     click.echo("\nThe same in ten lines:\n\n" + PYTHON)
-    if not all(act.promises().values()):
+    if not all({**act.promises(), **deadlocked.promises()}.values()):
         sys.exit(1)

@@ -50,6 +50,33 @@ def blocks(claim: Claim, wait: Claim) -> bool:
     return claim.number < wait.number and not (claim.shared and wait.shared)
 
 
+def may_be_in_cycle(index: ClaimIndex, root: int, limit: int) -> bool:
+    """Whether an owner may wait for itself: False only if surely not. It is looked for backwards,
+    among those who wait for it, for at most so many waits: mostly they are few, or nobody, however
+    far the search forwards would go."""
+    seen, ahead = {root: None}, [root]
+    while ahead:
+        for claim in index.owners[ahead.pop()].claims.values():
+            behind: list[Claim] = []
+            for wait in reversed(index.waits.get(claim.name, {}).values()):
+                limit -= 1
+                if limit < 0:
+                    return True
+                if not claim.token and wait.number <= claim.number:
+                    break
+                behind.append(wait)
+            if claim.token:
+                behind += index.upgrading.get(claim.name, {}).values()
+            for wait in behind:
+                number = owner_id(wait)
+                if number == root:
+                    return True
+                if number not in seen and index.owner_of(wait) is not None:
+                    seen[number] = None
+                    ahead.append(number)
+    return False
+
+
 class Search:
     """A walk from each of some owners. `finished`: there was nothing more to be found."""
 

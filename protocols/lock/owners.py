@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ..errors import Code
 from ..plugin import Failure, Moment, Result, SessionId
 from .claims import Claim, Edge, Owner, Transaction
-from .deadlock import Cycle, Search, blocks, owner_id, victim_of
+from .deadlock import Cycle, Search, blocks, may_be_in_cycle, owner_id, victim_of
 from .granting import Granting
 from .messages import (
     Abort,
@@ -33,7 +33,10 @@ CLAIMS_PER_SESSION_MAX = 100_000
 CLAIMS_PER_OWNER_MAX = 1_000
 """Grants and waits of one transaction, or of one nest: all of them are let go by one command."""
 
-SEARCH_MAX = 20_000
+BACKWARDS_MAX = 1_000
+"""Waits looked at to see whether a search is worth while."""
+
+SEARCH_MAX = 10_000
 """Steps of the search for deadlocks by one command; what it would have found the sweep finds."""
 
 CYCLE_TOLD_MAX = 64
@@ -145,7 +148,7 @@ class Owning(Granting):
             return None
         answer: Result | None = None
         names: dict[str, None] = {}
-        while answer is None and self._is_awaited(root):
+        while answer is None and self._may_be_in_cycle(root):
             search = Search(self, self._sessions.sessions, [root])
             cycle = search.go_on(SEARCH_MAX)
             if cycle is None:
@@ -157,15 +160,10 @@ class Owning(Granting):
         self._advance_all(moment, names)
         return answer
 
-    def _is_awaited(self, number: int) -> bool:
-        """Whether anybody may be waiting for this owner."""
-        owner = self.owners.get(number)
-        if owner is None or not owner.waits:
-            return False
-        return len(owner.waits) > 1 or any(
-            claim.token and (claim.name in self.waits or claim.name in self.upgrading)
-            for claim in owner.claims.values()
-        )
+    def _may_be_in_cycle(self, root: int) -> bool:
+        owner = self.owners.get(root)
+        waits = owner is not None and bool(owner.waits)
+        return waits and may_be_in_cycle(self, root, BACKWARDS_MAX)
 
     def _sacrifice(
         self, moment: Moment, cycle: Cycle, names: dict[str, None], asking: int

@@ -17,7 +17,7 @@ from .messages import BreakDeadlock
 PERIOD_S = 5.0
 """From the beginning of one sweep to the beginning of the next."""
 
-SLICE = 4_000
+SLICE = 2_000
 """Steps of the walk in one turn: some milliseconds."""
 
 EDGES_MAX = 1_000

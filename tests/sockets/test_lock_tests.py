@@ -8,9 +8,9 @@ constructors, barrier actions, `repr` and recursion counts.
 from __future__ import annotations
 
 import unittest
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -50,15 +50,47 @@ class Ours(unittest.TestCase):
 
     client: ClassVar[coterie.Client]
 
-    @staticmethod
-    def locktype() -> coterie.Lock:
-        return Ours.client.lock(next(names))
 
-
-def chosen(tests: type) -> type:
-    """CPython's test class without the tests that are not ours to pass."""
+def chosen(tests: type, **made: Callable[..., Any]) -> type:
+    """CPython's test class without the tests that are not ours to pass; `made`: what it tests."""
     without = {name: None for name in dir(tests) if name in NOT_OURS}
-    return type(tests.__name__, (Ours, tests), without)
+    makers = {name: staticmethod(make) for name, make in made.items()}
+    return type(tests.__name__, (Ours, tests), {**without, **makers})
 
 
-TestLock = chosen(lock_tests.LockTests)
+def lock() -> coterie.Lock:
+    return Ours.client.lock(next(names))
+
+
+def rlock() -> Any:
+    return Ours.client.rlock(next(names))
+
+
+def event() -> Any:
+    return Ours.client.event(next(names))
+
+
+def semaphore(value: int = 1) -> Any:
+    return Ours.client.semaphore(next(names), value)
+
+
+def bounded(value: int = 1) -> Any:
+    return Ours.client.bounded_semaphore(next(names), value)
+
+
+def barrier(parties: int, *, timeout: float | None = None) -> Any:
+    return Ours.client.barrier(next(names), parties, timeout=timeout)
+
+
+def condition(lock: Any = None) -> Any:
+    return Ours.client.condition(lock or rlock())
+
+
+TestLock = chosen(lock_tests.LockTests, locktype=lock)
+TestRLock = chosen(lock_tests.RLockTests, locktype=rlock)
+TestEvent = chosen(lock_tests.EventTests, eventtype=event)
+TestCondition = chosen(lock_tests.ConditionTests, condtype=condition)
+TestCondition.test_acquire = None  # on a lock of `threading`, which is none of the cluster's
+TestSemaphore = chosen(lock_tests.SemaphoreTests, semtype=semaphore)
+TestBoundedSemaphore = chosen(lock_tests.BoundedSemaphoreTests, semtype=bounded)
+TestBarrier = chosen(lock_tests.BarrierTests, barriertype=barrier)

@@ -178,6 +178,7 @@ class TestSemaphores:
         world.end(1)
         world.ask(0, GivePermits("s"))
         assert world.told() == []
+        assert isinstance(world.ask(3, TakePermit("s")), Waiting), "nor does anybody barge"
         world.group.one("session", EmptySession(world.sessions[1]))
         assert world.told() == [(wait, wait)]
 

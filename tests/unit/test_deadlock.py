@@ -396,6 +396,50 @@ def test_an_old_proposal_of_the_sweep_harms_nobody() -> None:
     assert world.victims() == [two], "nor a second time"
 
 
+def test_a_proposal_is_believed_only_if_every_edge_stands_and_they_close() -> None:
+    world = World("sweep")
+    one, two, three = (world.begin() for _ in range(3))
+    a = world.lock(one, "a").grant
+    b = world.lock(two, "b").grant
+    shared = world.lock(three, "s", shared=True).grant
+    one_b = world.lock(one, "b").wait
+    two_s = world.lock(two, "s", shared=True).grant
+    three_a = world.lock(three, "a").wait
+    for edges in (
+        (),
+        (("b", one_b, b),),  # an open path
+        (("b", one_b, b), ("a", three_a, a)),  # two edges that do not meet
+        (("s", two_s, shared), ("a", three_a, a), ("b", one_b, b)),  # one that holds, not waits
+        (("b", b, one_b), ("b", one_b, b)),  # a holder waits for nobody
+        (("a", three_a, three_a),),
+        (("x", 1, 2),),
+    ):
+        world.group.one("lock", BreakDeadlock(edges))
+        assert not world.victims(), edges
+    two_a = world.lock(two, "a").wait
+    closed = (("b", one_b, b), ("a", two_a, a))
+    early = (("b", one_b, b), ("a", two_a, three_a), ("a", three_a, a))
+    reader = world.begin()
+    late = world.lock(reader, "a").wait
+    world.group.one("lock", BreakDeadlock((("a", three_a, late), ("a", late, three_a))))
+    assert not world.victims(), "nobody waits for who came later"
+    assert early != closed
+    world.group.one("lock", BreakDeadlock(closed))
+    assert world.victims() == [two]
+
+
+def test_the_owner_of_another_session_is_nobodys(world: World) -> None:
+    one, other = world.begin(), world.begin()
+    grant = world.group.ask(world.session_of[one], Acquire("a")).grant
+    world.group.ask(world.session_of[one], Acquire("b", owner=grant))
+    for owner in (one, grant):
+        for operation in (Acquire("c", owner=owner), AcquireAll(("c",), owner=owner)):
+            assert code(world.ask(other, operation)) is Code.NOT_HELD
+        assert world.ask(other, Abort(owner)) == Ended()
+    assert code(world.ask(other, Commit(one))) is Code.NOT_HELD
+    assert sorted(world.table.holders) == ["a", "b"] and one in world.table.owners
+
+
 def test_a_proposal_that_is_refused_is_made_again() -> None:
     world = World("sweep")
     one, two = world.begin(), world.begin()

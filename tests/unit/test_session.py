@@ -8,12 +8,19 @@ import pytest
 from control_group import TTL_US, ControlGroup, DirectPort
 
 from coterie.protocols.errors import Code
-from coterie.protocols.lock.messages import Acquire, Release
+from coterie.protocols.lock.messages import (
+    Acquire,
+    AcquireAll,
+    BeginTransaction,
+    Release,
+    Upgrade,
+)
 from coterie.protocols.plugin import CONTROL, Cancel, Failure
 from coterie.protocols.session import machine
 from coterie.protocols.session import plugin as plugin_module
 from coterie.protocols.session.machine import SessionTable
 from coterie.protocols.session.messages import (
+    FAILED,
     GONE,
     GRANTED,
     WAITING,
@@ -323,6 +330,32 @@ class TestPulse:
             (pulsed,) = port.answered()
             token = group.locks.claims[two][first].token
             assert pulsed.news == ((GRANTED, token), (WAITING, 0), (GONE, 0), (GONE, 0))
+
+    def test_brings_failures_and_what_was_granted_together(
+        self, port: DirectPort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        group = port.group
+        one, two = group.open(1), group.open(7)
+        grant = group.ask(one, Acquire("s", shared=True)).grant
+        group.ask(one, Upgrade("s", grant))
+        waits = [group.ask(two, AcquireAll(("s", "t"))).wait]
+        group.ask(one, Release("s", grant))
+        older = group.ask(one, BeginTransaction()).transaction
+        group.ask(one, Acquire("a", owner=older))
+        for name in "bc":
+            owner = group.ask(two, BeginTransaction()).transaction
+            group.ask(two, Acquire(name, owner=owner))
+            waits.append(group.ask(two, Acquire("a", owner=owner)).wait)
+            group.ask(one, Acquire(name, owner=older))
+        monkeypatch.setattr(plugin_module, "FAILURES_MAX", 1)
+        port.request([Pulse(False, tuple(("lock", wait) for wait in waits))], session=two)
+        port.confirm_reads()
+        (pulsed,) = port.answered()
+        tokens = tuple(group.locks.claims[two][waits[0] + place].token for place in (0, 1))
+        assert pulsed.news[0] == (GRANTED, tokens[0]) and pulsed.tokens == ((0, tokens),)
+        assert [kind for kind, _ in pulsed.news[1:]] == [FAILED, WAITING], "the rest comes later"
+        ((place, failure),) = pulsed.failures
+        assert place == 1 and failure.code is Code.DEADLOCK
 
     def test_asks_about_plugins_that_are_here_and_not_too_much(self, port: DirectPort) -> None:
         session = port.group.open(7)
