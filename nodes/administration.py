@@ -116,23 +116,31 @@ class Administration:
 
     def leaders(self) -> dict[GroupId, str]:
         """Who leads which group, as the leaders say themselves; a group without one is missing."""
-        found: dict[GroupId, tuple[int, str]] = {}
-        for name, said in self.described().items():
-            for number, group in said["raft"]["groups"].items():
-                if group["role"] == "leader":
-                    claim = (group["term"], name)
-                    found[int(number)] = max(found.get(int(number), claim), claim)
-        return {group: name for group, (_, name) in sorted(found.items())}
+        return _leaders(self.described())
+
+    def leader(self, group: GroupId) -> str | None:
+        """Who leads a group, as it says itself, if a majority of those who vote in it answers."""
+        names = find_members(self._asker, self._given)
+
+        def leader(answers: dict[str, Result]) -> str | None:
+            described = _described(names, answers)
+            name = _leaders(described).get(group)
+            if name is None:
+                return None
+            members = described[name]["raft"]["groups"][str(group)]["members"]
+            voters = [member["node"] for member in members if member["voter"]]
+            heard = sum(voter in described for voter in voters)
+            return name if heard > len(voters) // 2 else None
+
+        def enough(answers: dict[str, Result]) -> bool:
+            return leader(answers) is not None
+
+        return leader(self._asker.ask(names, Describe(), timeout_s=ANSWER_S / 2, enough=enough))
 
     def described(self) -> dict[str, dict[str, Any]]:
         """What every node that answers says of itself, by name."""
         names = find_members(self._asker, self._given)
-        answers = self._asker.ask(names, Describe(), timeout_s=ANSWER_S / 2)
-        return {
-            names[endpoint]: json.loads(answer.status)
-            for endpoint, answer in answers.items()
-            if isinstance(answer, Described)
-        }
+        return _described(names, self._asker.ask(names, Describe(), timeout_s=ANSWER_S / 2))
 
     def caught_up(self, name: str) -> bool:
         """True if a node has applied in group 0 what any node had committed when it was asked."""
@@ -169,3 +177,21 @@ class Administration:
         where = ", ".join(self._given)
         text = f"no leader of group {group} for {self._wait_s:g} s at {where}; try 'coterie status'"
         return Unavailable(text)
+
+
+def _described(names: dict[str, str], answers: dict[str, Result]) -> dict[str, dict[str, Any]]:
+    return {
+        names[endpoint]: json.loads(answer.status)
+        for endpoint, answer in answers.items()
+        if isinstance(answer, Described)
+    }
+
+
+def _leaders(described: dict[str, dict[str, Any]]) -> dict[GroupId, str]:
+    """Who claims to lead a group in the last term that anybody knows of."""
+    claims: dict[GroupId, tuple[int, str]] = {}
+    for name, said in described.items():
+        for number, group in said["raft"]["groups"].items():
+            claim = (group["term"], name if group["role"] == "leader" else "")
+            claims[int(number)] = max(claims.get(int(number), claim), claim)
+    return {group: name for group, (_, name) in sorted(claims.items()) if name}

@@ -191,7 +191,8 @@ def reads(asker: NodeAsker, leader: str, cluster: int, timeout_s: float = 1.0) -
 def find_leader(
     asker: NodeAsker, endpoints: Sequence[str], timeout_s: float = ROUND_S
 ) -> tuple[str, Located] | None:
-    """The leader's endpoint and what it says of itself, if a majority of the nodes answers."""
+    """The leader's endpoint and what it says of itself, as far as those know who answer: ask
+    on, for only a read or a change shows that a majority follows it."""
     majority = len(endpoints) // 2 + 1
 
     def enough(answers: dict[str, Result]) -> bool:
@@ -200,7 +201,7 @@ def find_leader(
 
     known = located(asker.ask(endpoints, Locate(), timeout_s=timeout_s, enough=enough))
     leader = leader_among(known.values())
-    if leader is None or len(known) < majority:
+    if leader is None:
         return None
     return next(endpoint for endpoint, answer in known.items() if answer is leader), leader
 

@@ -166,7 +166,7 @@ class LocalCluster:
         deadline = time.monotonic() + START_WAIT_S
         with Administration(self.endpoints) as cluster:
             while time.monotonic() < deadline:
-                found = cluster.leaders().get(group)
+                found = cluster.leader(group)
                 if found in names:
                     return names.index(found)
                 partitions = cluster.ring().partitions if group != CONTROL else 0

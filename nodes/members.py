@@ -138,7 +138,7 @@ def add(
         cluster.add(name, *where)
         row = cluster.member(name)
         if wait:
-            _await(cluster, f"{name} joins", lambda now: _has_joined(now, name), timeout)
+            _await(cluster, name, "joins", lambda now: _has_joined(now, name), timeout)
             row = cluster.member(name)
     if row is None:
         raise Failed(f"{name} was removed meanwhile; see: coterie member ls")
@@ -172,7 +172,7 @@ def remove(name: str, endpoints: str, wait: bool, timeout: float | None, as_json
             raise WrongUsage(f"no node {name!r}; there are {known}")
         cluster.remove(name)
         if wait:
-            _await(cluster, f"{name} leaves", lambda now: _row(now, name) is None, timeout)
+            _await(cluster, name, "leaves", lambda now: _row(now, name) is None, timeout)
         row = cluster.member(name)
     if as_json:
         click.echo(json.dumps({"node": name, "removed": row is None}))
@@ -232,12 +232,18 @@ def _has_joined(progress: Progress, name: str) -> bool:
 
 
 def _await(
-    cluster: Administration, label: str, done: Callable[[Progress], bool], timeout: float | None
+    cluster: Administration,
+    name: str,
+    verb: str,
+    done: Callable[[Progress], bool],
+    timeout: float | None,
 ) -> None:
     """Wait until it is done, with a bar of the groups that have moved."""
     deadline = None if timeout is None else time.monotonic() + timeout
     total = moved = 0
-    with click.progressbar(length=1, label=label, file=sys.stderr, show_eta=False) as bar:
+    with click.progressbar(
+        length=1, label=f"{name} {verb}", file=sys.stderr, show_eta=False
+    ) as bar:
         while True:
             now = Progress(cluster.members(), cluster.ring())
             total = max(total, now.ring.remaining)
@@ -248,9 +254,16 @@ def _await(
                 bar.update(bar.length - moved)
                 return
             if deadline is not None and time.monotonic() >= deadline:
-                raise NotInTime(f"{label}, but not in time: {now.ring.remaining} groups still "
-                                "move; it goes on, look with: coterie member ls")  # fmt: skip
+                raise NotInTime(f"{name} {verb}, but not in time: {_lacking(now, name)}")
             time.sleep(LOOK_S)
+
+
+def _lacking(progress: Progress, name: str) -> str:
+    """What is still to come."""
+    row = _row(progress, name)
+    if row is not None and not row.incarnation:
+        return "it was not heard of yet; does it run?"
+    return f"{progress.ring.remaining} groups still move; look with: coterie member ls"
 
 
 def _cells(row: MemberRow) -> tuple[str, ...]:

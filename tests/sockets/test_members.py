@@ -255,6 +255,27 @@ def test_what_has_no_meaning_exits_64(
     assert said in told
 
 
+def test_a_node_that_does_not_run_is_waited_for_in_vain(tmp_path: Path) -> None:
+    port = free_base(1)
+    address = f"127.0.0.1:{port}"
+    with coterie.LocalCluster(1) as cluster:
+        await_settled(cluster)
+        code, said = typed(cluster, tmp_path, "member", "add", "node2", address)
+        assert code == 0
+        assert (
+            f"coterie node --name node2 --join {cluster.endpoints[0][6:]} --bind {address}" in said
+        )
+        code, said = typed(
+            cluster, tmp_path, "member", "add", "node2", address, "--wait", "--timeout", "0.5"
+        )
+        assert code == 75
+        assert "not heard of yet" in said
+        # Nobody waits for it either: the one node goes on alone, and lets it go again.
+        assert cluster.leader() == 0
+        assert typed(cluster, tmp_path, "member", "remove", "node2", "--wait")[0] == 0
+        assert set(rows(cluster)) == {"node1"}
+
+
 def test_without_a_cluster_it_exits_69(tmp_path: Path) -> None:
     port = free_base(1)
     for arguments in (
