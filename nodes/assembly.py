@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from ..bus.codec import Codec, Vocabulary
+from ..protocols.commands import CommandCodec
 from ..protocols.placement.plugin import PlacementPlugin
 from ..protocols.plugin import CONTROL, Plugin
 from ..protocols.raft.messages import MESSAGES as RAFT_MESSAGES
@@ -18,7 +19,7 @@ from ..protocols.raft.plugin import Raft
 from ..protocols.raft.settings import Settings
 from ..protocols.records import GroupId, GroupState, Identity, Member, Snapshot
 from ..protocols.registry import Registry
-from ..protocols.replica import CommandCodec, Replicas
+from ..protocols.replica import Replicas
 from ..protocols.restoring import restore
 from ..protocols.snapshot import DamagedSnapshot
 from .engine import Engine, machines_of

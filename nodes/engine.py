@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from ..protocols.errors import Code
+from ..protocols.log_plugin import LogPlugin
 from ..protocols.plugin import (
     CONTROL,
     ClientId,
@@ -28,7 +29,6 @@ from ..protocols.plugin import (
     Failure,
     GroupId,
     Hint,
-    LogPlugin,
     Message,
     Moment,
     NodeId,

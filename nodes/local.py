@@ -226,7 +226,8 @@ class LocalCluster:
         launch = self._running
         if len(self._indexes(launch)) >= NODES_MAX:
             raise ValueError(f"{NODES_MAX} nodes are as many as run on one machine")
-        plan = NodePlan(f"node{len(launch.plans) + 1}", *find_free(4))
+        client, peer, publish, http = find_free(4)
+        plan = NodePlan(f"node{len(launch.plans) + 1}", client, peer, publish, http)
         with Administration(self.endpoints, START_WAIT_S) as cluster:
             index = launch.add(plan)
             try:

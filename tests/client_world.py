@@ -14,12 +14,13 @@ from coterie.bus.codec import Ask, Codec, Vocabulary
 from coterie.bus.frame import Kind
 from coterie.clients.core import Call, Core
 from coterie.clients.vocabulary import codec_for
+from coterie.protocols.commands import CommandCodec
 from coterie.protocols.errors import Code
 from coterie.protocols.lock.messages import Acquire, Release
 from coterie.protocols.plugin import CONTROL, Command, Failure, Query
 from coterie.protocols.records import COMMANDS, Entry, Member
 from coterie.protocols.registry import Registry, builtin
-from coterie.protocols.replica import MEMORYLESS, CommandCodec, Replica
+from coterie.protocols.replica import MEMORYLESS, Replica
 from coterie.protocols.session.messages import (
     GONE,
     GRANTED,

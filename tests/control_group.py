@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from coterie.protocols.commands import CommandCodec
 from coterie.protocols.plugin import (
     CONTROL,
     Command,
@@ -23,7 +24,7 @@ from coterie.protocols.plugin import (
 )
 from coterie.protocols.records import COMMANDS, NOOP, Entry, Member
 from coterie.protocols.registry import Registry, builtin
-from coterie.protocols.replica import MEMORYLESS, CommandCodec, Replica
+from coterie.protocols.replica import MEMORYLESS, Replica
 from coterie.protocols.session.messages import OpenSession, SessionOpened
 
 TTL_US = 10_000_000

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+from coterie.protocols.commands import CommandCodec, Window
 from coterie.protocols.plugin import (
     Command,
     Failure,
@@ -45,7 +46,7 @@ from coterie.protocols.records import (
     SnapshotRecord,
     StateRecord,
 )
-from coterie.protocols.replica import CommandCodec, Replicas, Window
+from coterie.protocols.replica import Replicas
 from coterie.protocols.restoring import restore
 
 CLUSTER = 77

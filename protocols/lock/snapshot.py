@@ -5,7 +5,7 @@ The law: a table restored from its chunks, in their order, gives the identical c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,25 @@ ROWS_MAX = 1_000
 _SCALARS, _DEFERRED, _CLAIMS, _TRANSACTIONS = 0, 1, 2, 3
 
 
-def chunks_of(
+def give(table: LockTable) -> Iterator[bytes]:
+    """The chunks of a table as it is now, encoded while they are taken."""
+    claims, transactions = table.share()
+    scalars = (table.revision, table.detection)
+    chunks = _encode(scalars, list(table.deferred.items()), claims, transactions)
+
+    def shared() -> Iterator[bytes]:
+        yield from chunks
+        table.share_no_more()
+
+    return shared()
+
+
+def _encode(
     scalars: tuple[int, int],
     deferred: list[tuple[str, int]],
     claims: list[tuple[SessionId, dict[int, Claim]]],
     transactions: list[Transaction],
-) -> Iterable[bytes]:
+) -> Iterator[bytes]:
     encode = msgspec.msgpack.encode
     yield encode((_SCALARS, scalars))
     for start in range(0, len(deferred), ROWS_MAX):

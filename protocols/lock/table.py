@@ -21,7 +21,7 @@ for there and then, and the highest owner id of it dies (see `deadlock.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -66,7 +66,7 @@ from .owners import (
     SESSION_FULL,
     deadlock,
 )
-from .snapshot import chunks_of, take
+from .snapshot import give, take
 
 LOCKS_MAX = 1_000_000
 """Locks held or deferred at once."""
@@ -405,14 +405,7 @@ class LockTable(Converting):
     # Snapshots
 
     def snapshot(self) -> Iterable[bytes]:
-        """The state as of the call, encoded while the chunks are taken."""
-        claims, transactions = self.share()
-        scalars = (self.revision, self.detection)
-        return self._encode(chunks_of(scalars, list(self.deferred.items()), claims, transactions))
-
-    def _encode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        yield from chunks
-        self.share_no_more()
+        return give(self)
 
     def restore(self, chunk: bytes) -> None:
         take(self, chunk)

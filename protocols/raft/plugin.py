@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..errors import Code
-from ..plugin import CONTROL, Command, Failure, LogPort, Message, Request, Result, StateMachine
+from ..log_plugin import LogPort
+from ..plugin import CONTROL, Command, Failure, Message, Request, Result, StateMachine
 from ..records import (
     CONFIGURATION,
     Configuration,

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..plugin import LogPort, Message
+from ..log_plugin import LogPort
+from ..plugin import Message
 from ..records import GroupId, Identity, NodeId, Record, WriteNumber
 from .progress import Window
 from .settings import Settings

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
+from ..commands import Window
 from ..errors import Code
 from ..plugin import ClientId, Failure, Moment, Result, SessionId
-from ..replica import NO_PRINCIPAL, Replica, Window
+from ..replica import NO_PRINCIPAL, Replica
 from .messages import (
     EmptySession,
     EndSession,

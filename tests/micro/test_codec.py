@@ -7,9 +7,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from coterie.bus.codec import Ask, Codec, Vocabulary
 from coterie.bus.frame import Kind
+from coterie.protocols.commands import CommandCodec
 from coterie.protocols.lock.messages import MESSAGES, Acquire, Granted
 from coterie.protocols.plugin import Command
-from coterie.protocols.replica import CommandCodec
 
 pytestmark = pytest.mark.benchmark(group="codec", max_time=0.3, min_rounds=5, disable_gc=True)
 

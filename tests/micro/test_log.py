@@ -10,10 +10,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from coterie.nodes.disk import FileDisk
 from coterie.nodes.log import Log
+from coterie.protocols.commands import CommandCodec
 from coterie.protocols.lock.messages import MESSAGES, Acquire
 from coterie.protocols.plugin import Command
 from coterie.protocols.records import COMMANDS, Entry, EntryRecord
-from coterie.protocols.replica import CommandCodec
 
 pytestmark = pytest.mark.benchmark(group="log", max_time=0.3, min_rounds=5, disable_gc=True)
 

@@ -11,6 +11,7 @@ import pytest
 from coterie.bus.codec import Codec, Vocabulary
 from coterie.bus.frame import plugin_code
 from coterie.protocols import registry as registry_module
+from coterie.protocols.commands import CommandCodec
 from coterie.protocols.lock.messages import MESSAGES, Acquire, GrantedLater, OpenLock
 from coterie.protocols.plugin import (
     Cancel,
@@ -28,7 +29,6 @@ from coterie.protocols.registry import (
     code,
     discover,
 )
-from coterie.protocols.replica import CommandCodec
 
 
 class Ping(Message, frozen=True, tag=0):

@@ -14,7 +14,7 @@ from coterie.nodes.simulation.invariants import Violation
 from coterie.nodes.simulation.judge import Belief, Judge
 from coterie.nodes.simulation.network import LATE_S, Network, Weather
 from coterie.nodes.simulator import Failed, Options, World
-from coterie.protocols.replica import Window
+from coterie.protocols.commands import Window
 
 
 class Client:
