@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from control_group import TTL_US, ControlGroup, DirectPort
+from control_group import TTL_US, ControlGroup, DirectPort, restore
 
 from coterie.protocols.errors import Code
 from coterie.protocols.lock import granting, inspection, owners, table, watching
@@ -93,7 +93,9 @@ def test_pages_and_forgotten_events(port: DirectPort, monkeypatch: pytest.Monkey
         found += [number for *_, number, _ in page.events]
         after = page.revision
     assert found == grants
-    group.locks.restore(list(group.locks.snapshot()))
+    chunks = list(group.locks.snapshot())
+    group.locks.clear()
+    restore(group.locks, chunks)
     assert query(group, Watch("", after)).complete, "nothing was missed"
     behind = query(group, Watch("", after - 1))
     assert not behind.complete and behind.revision == after

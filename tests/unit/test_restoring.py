@@ -10,7 +10,7 @@ import pytest
 from control_group import ControlGroup
 
 from coterie.nodes.simulation.counter import Add, Counter
-from coterie.protocols import replica as replica_module
+from coterie.protocols import commands
 from coterie.protocols.lock.messages import Acquire, Granted, Queued, Release
 from coterie.protocols.plugin import Cancel, Command, Plugin
 from coterie.protocols.records import COMMANDS, Entry
@@ -79,7 +79,7 @@ def go_on(group: ControlGroup, replica: Replica, seed: int) -> list[Any]:
 def test_a_restored_replica_has_the_same_stream(
     group: ControlGroup, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_module, "CHUNK_ANSWERS", 11)
+    monkeypatch.setattr(commands, "CHUNK_ANSWERS", 11)
     data = stream_of(group.replica)
     other = fresh(group)
     header = restore(other, pieces(data, size))
