@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -214,6 +215,73 @@ def test_two_programs_in_a_circle(cluster: coterie.LocalCluster, name: str) -> N
     finally:
         for program in programs:
             program.kill()
+
+
+HOLDER = """
+import sys, coterie
+name = sys.argv[1]
+with coterie.Client(session_ttl=1.0) as c:
+    lock = c.lock(name)
+    lock.acquire()
+    token = lock.token
+    print(token, flush=True)
+    sys.stdin.readline()
+    try:
+        c.fence(name).check(token)
+        print("written", lock.lost)
+    except coterie.StaleToken:
+        print("refused", lock.lost)
+"""
+
+
+def test_a_holder_stopped_past_its_ttl_writes_no_more(
+    cluster: coterie.LocalCluster, client: coterie.Client, name: str
+) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, name],
+        cwd="/",
+        env={**os.environ, "COTERIE_ENDPOINTS": ",".join(cluster.endpoints)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        token = int(holder.stdout.readline())
+        holder.send_signal(signal.SIGSTOP)
+        with client.lock(name, timeout=DEADLINE_S) as grant:
+            assert grant.token > token
+            client.fence(name).check(grant.token)
+            holder.send_signal(signal.SIGCONT)
+            said, _ = holder.communicate("\n", timeout=DEADLINE_S)
+        assert said == "refused True\n"
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_cancel_at_every_await_of_a_transaction_leaves_nothing(
+    cluster: coterie.LocalCluster, name: str
+) -> None:
+    async def run() -> None:
+        async with cluster.async_client() as client:
+
+            async def take() -> None:
+                async with client.transaction() as t:
+                    await t.lock(f"{name}/a")
+                    await t.lock_all([f"{name}/b", f"{name}/c"])
+
+            for turns in range(60):
+                task = asyncio.create_task(take())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                async with asyncio.timeout(DEADLINE_S):
+                    while await client.locks(name):
+                        await asyncio.sleep(0.005)
+
+    asyncio.run(run())
 
 
 def test_upgrade_and_downgrade(client: coterie.Client, other: coterie.Client, name: str) -> None:
