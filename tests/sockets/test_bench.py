@@ -106,3 +106,14 @@ def test_a_load_is_split_without_loss() -> None:
     loads = split(Load(["tcp://127.0.0.1:1"], tasks=10, seconds=1.0, rate=100.0), 3)
     assert [(load.first, load.tasks) for load in loads] == [(0, 4), (4, 3), (7, 3)]
     assert sum(load.rate for load in loads) == pytest.approx(100.0)
+
+
+def test_it_tells_what_a_handover_costs_and_measures_transactions() -> None:
+    run = bench("--clients", "4", "--names", "1", "--seconds", "0.3", "--no-bare", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["alone"]["tasks"] == 1 and found["cluster"]["tasks"] == 4
+    assert found["handover_ratio"] > 0 and found["commits_per_handover"] > 0.5
+    command = [*BENCH[:-1], "transactions", "--clients", "2", "--seconds", "0.3", "--no-bare"]
+    run = subprocess.run([*command, "--json"], cwd="/", capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and json.loads(run.stdout)["cluster"]["operations"] > 0, run.stderr

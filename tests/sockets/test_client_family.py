@@ -400,3 +400,36 @@ def test_a_fence_in_the_cluster_refuses_a_late_write(
         with pytest.raises(coterie.StaleToken):
             paused.fence(name).check(old)
         client.fence(name).check(grant.token)
+
+
+def coterie_locks(cluster: coterie.LocalCluster, *arguments: str) -> tuple[int, str]:
+    run = subprocess.run(
+        [sys.executable, "-m", "coterie", "locks", *arguments],
+        cwd="/",
+        env={**os.environ, "COTERIE_ENDPOINTS": ",".join(cluster.endpoints)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_the_terminal_draws_the_graph_and_takes_a_lock_away(
+    cluster: coterie.LocalCluster, client: coterie.Client, other: coterie.Client, name: str
+) -> None:
+    with client.transaction() as t, other.transaction() as waiting:
+        t.lock(name)
+        thread = threading.Thread(target=waiting.lock, args=(name,), daemon=True)
+        thread.start()
+        until(lambda: len(client.wait_graph()) == 1, "one waits for the other")
+        code, graph = coterie_locks(cluster, "graph", "--dot")
+        edge = f'"transaction second#{waiting.id}" -> "transaction first#{t.id}"'
+        assert code == 0 and f'  {edge} [label="{name}"];' in graph
+        code, said = coterie_locks(cluster, "release", name)
+        assert code == 0 and name in said
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+        with pytest.raises(coterie.LockLost):
+            t.commit()
+    code, said = coterie_locks(cluster, "release", name)
+    assert code == 1 and "nobody holds" in said
