@@ -159,6 +159,8 @@ class AsyncTransaction:
                         result_of(result)
                         raise CoterieError(f"the cluster answered {result!r} to a beginning")
                     self._number, self._session = result.transaction, call.session
+                    if self._session is not None:  # the id of a victim, in its next life
+                        self._session.aborted.pop(self._number, None)
         return self._number
 
     def _check_open(self) -> None:
@@ -202,6 +204,8 @@ class AsyncTransaction:
         if isinstance(result, Failure):
             if result.code is Code.DEADLOCK:
                 self._failure = result
+                for grant in self._grants.values():  # lost by themselves: the id may live again
+                    grant._session.take(grant._number)
             elif result.code in (Code.NOT_HELD, Code.SESSION_EXPIRED):
                 self._ended = True
                 if self._failure is None:
@@ -254,8 +258,8 @@ def pauses(attempts: int) -> Iterator[float]:
     """How long to pause after each attempt but the last: random, and doubling on average."""
     if attempts < 1:
         raise ValueError(f"attempts must be at least 1, not {attempts!r}")
-    for attempt in range(attempts - 1):
-        yield random.uniform(0.0, min(PAUSE_MAX_S, PAUSE_S * 2**attempt))
+    longest = (min(PAUSE_MAX_S, PAUSE_S * 2**attempt) for attempt in range(attempts - 1))
+    return (random.uniform(0.0, pause) for pause in longest)
 
 
 async def run(

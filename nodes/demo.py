@@ -36,8 +36,7 @@ import coterie
 with coterie.LocalCluster(nodes=3) as cluster, cluster.client() as c:
     with c.lock("orders/42") as grant:
         print("token", grant.token)
-    leader = cluster.leader()
-    cluster.kill(leader)
+    cluster.kill(cluster.leader())
     with c.lock("orders/42") as grant:
         print("token", grant.token, "granted without that leader")
     with c.transaction() as t:

@@ -185,3 +185,12 @@ def test_it_measures_http_and_what_that_does_to_others() -> None:
     found = json.loads(run.stdout)
     assert found["http"]["operations"] > 0 and found["http"]["tasks"] == 4
     assert len(found["pairs"]) == 1 and found["p99_ratio"] > 0
+def test_it_tells_what_a_handover_costs_and_measures_transactions() -> None:
+    run = bench("--clients", "4", "--names", "1", "--seconds", "0.3", "--no-bare", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["alone"]["tasks"] == 1 and found["cluster"]["tasks"] == 4
+    assert found["handover_ratio"] > 0 and found["commits_per_handover"] > 0.5
+    command = [*BENCH[:-1], "transactions", "--clients", "2", "--seconds", "0.3", "--no-bare"]
+    run = subprocess.run([*command, "--json"], cwd="/", capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0 and json.loads(run.stdout)["cluster"]["operations"] > 0, run.stderr
