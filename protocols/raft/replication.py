@@ -223,7 +223,8 @@ def _send_append(group: Group, peer: Progress, entries: bool) -> None:
     log, previous = group.log, peer.next - 1
     term = log.term_at(previous)
     assert term is not None, (group.group, peer.node, previous)
-    batch = log.batch(peer.next, group.settings.append_bytes) if entries else ()
+    settings = group.settings
+    batch = log.batch(peer.next, settings.append_bytes, settings.append_entries) if entries else ()
     message = AppendEntries(
         group.group, group.term, previous, term, group.commit, group.reads.round, batch
     )

@@ -91,10 +91,8 @@ class Snapshots:
             group = self.groups.get(number)
             if group is None or number in self.wanted or self.saving == number:
                 continue
-            last = group.snapshot
-            behind = group.replica.applied > (last.index if last is not None else 0)
-            cheap = last is not None and group.log.bytes <= last.size
-            if not ((cheap or not behind) and compaction.copy_forward(group)):
+            behind = group.replica.applied > (group.snapshot.index if group.snapshot else 0)
+            if (behind and not compaction.is_cheap(group)) or not compaction.copy_forward(group):
                 self.want(group)
 
     def forget(self, number: GroupId) -> None:

@@ -397,6 +397,24 @@ def test_a_long_log_has_each_group_saved_or_copied_forward(world: World) -> None
     assert world.group("n1").log.last_index == snapshot.index + 1
 
 
+def test_many_small_entries_are_saved_rather_than_copied() -> None:
+    """A copy is one batch, and no other write passes it."""
+    world = World(1, settings=Settings(copy_entries=8))
+    world.fire("n1")
+    raft, group = world.nodes["n1"], world.group("n1")
+    compaction.record(group, Snapshot(group.replica.applied, group.term, 1 << 20, b"x" * 16))
+    fill(world, 8)
+    before, writes = group.snapshot, len(world.disks["n1"].records)
+    raft.compact([0])
+    world.flush("n1")
+    assert group.snapshot == before
+    assert len(world.disks["n1"].records[writes]) == 8
+    fill(world, 1)
+    raft.compact([0])
+    world.flush("n1")
+    assert group.snapshot is not None and group.snapshot.index == group.replica.applied
+
+
 def test_a_heartbeat_never_waits_for_a_snapshot(world: World) -> None:
     """(30) The peer answers nothing any more, and the others are served as before."""
     world.compact("n1")
