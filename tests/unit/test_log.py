@@ -217,6 +217,21 @@ def test_a_torn_write_is_cut_and_written_over() -> None:
         assert indexes(make(after).open()) == [*expected, len(expected) + 1]
 
 
+def test_what_a_killed_process_wrote_and_did_not_sync_is_not_lost_later() -> None:
+    """It is read back from the page cache, and raft counts on it: it must outlive a power cut."""
+    disk = MemoryDisk()
+    log = make(disk)
+    log.open()
+    log.write(log.encode([state(4)]))
+    sync, disk.sync = disk.sync, lambda name: None  # type: ignore[method-assign]
+    log.write(log.encode([state(5, "node2")]))
+    disk.sync = sync  # type: ignore[method-assign]
+    for _ in range(2):
+        found = make(disk).open()[1]
+        assert (found.term, found.vote) == (5, "node2")
+        disk = disk.crash(lambda name, at: True)
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_any_operation_may_fail(code: int, late: bool) -> None:
