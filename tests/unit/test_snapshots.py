@@ -86,6 +86,15 @@ def test_the_last_two_are_kept_and_the_one_the_log_names() -> None:
     assert disk.names() == []
 
 
+def test_the_one_just_written_is_kept_though_there_are_later_ones() -> None:
+    """The group's copy was given up and begun anew before the old one's files were removed."""
+    store = SnapshotStore(MemoryDisk())
+    put(store, b"old", 900)
+    put(store, b"older", 1000)
+    anew = put(store, b"anew", 800)
+    assert store.read(1, anew, 0, 10) == b"anew"
+
+
 def test_the_start_cleans_up() -> None:
     disk = MemoryDisk()
     store = SnapshotStore(disk)
