@@ -12,7 +12,8 @@ from raft_world import World
 
 from coterie.protocols.errors import Code
 from coterie.protocols.plugin import Message
-from coterie.protocols.raft import compaction
+from coterie.protocols.raft import compaction, election
+from coterie.protocols.raft.group import Role
 from coterie.protocols.raft.messages import (
     Appended,
     AppendEntries,
@@ -21,6 +22,7 @@ from coterie.protocols.raft.messages import (
     Heartbeat,
     InstallSnapshot,
     SnapshotReceived,
+    Voted,
 )
 from coterie.protocols.raft.settings import Settings
 from coterie.protocols.raft.snapshots import Incoming
@@ -29,6 +31,7 @@ from coterie.protocols.records import (
     DropRecord,
     Entry,
     EntryRecord,
+    Member,
     Snapshot,
     SnapshotRecord,
 )
@@ -561,6 +564,34 @@ def test_members_come_with_the_snapshot(world: World) -> None:
     world.restart("n3")
     assert world.group("n3").configuration == world.group("n1").configuration
     assert world.group("n3").voting
+
+
+def test_votes_under_the_configuration_before_the_snapshot_do_not_count() -> None:
+    """Two of five became two of three: n2 is no member any more when the votes are counted."""
+    world = World(5, settings=SMALL)
+    world.turn_off_promotion()
+    world.elect("n1")
+    world.cut = lambda letter: "n4" in (letter.sender, letter.to)
+    staying = {name: Member(name, world.incarnations[name], True) for name in world.names}
+    for gone in ("n5", "n2"):
+        del staying[gone]
+        assert world.nodes["n1"].reconfigure(0, tuple(staying.values())) is None
+        world.flush("n1")
+        world.settle()
+    snapshot = world.compact("n1")
+    n4, data = world.group("n4"), world.disks["n1"].snapshots[0, snapshot]
+    world.autosync = False
+    world.hand("n1", "n4", InstallSnapshot(0, n4.term, 1, snapshot, 0, data))
+    world.sync("n4")
+    election.stand(n4, transfer=False)
+    n4.touch()
+    world.flush("n4")
+    world.hand("n2", "n4", Voted(0, n4.term, True, world.incarnations["n2"]))
+    assert n4.voters == 5 and n4.votes == {"n2": True}
+    world.work("n4")
+    assert n4.commit == snapshot.index and n4.voters == 3
+    world.sync("n4")
+    assert n4.role is Role.CANDIDATE and n4.votes == {"n4": True}
 
 
 class TestStates:
