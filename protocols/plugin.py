@@ -351,9 +351,9 @@ class LogPlugin(Plugin, Protocol):
     def compact(self, groups: Sequence[GroupId]) -> None:
         """The log is long, and these groups need its oldest segment: snapshot each, or write what
         it still needs once more."""
-        ...
 
     def on_saved(self, group: GroupId, snapshot: Snapshot) -> None: ...
+    def on_save_failed(self, group: GroupId) -> None: ...  # the disk is full: `save` it later
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None: ...
     def on_fetched(self, group: GroupId, first: int, entries: Sequence[Entry]) -> None:
         """Committed entries from `first` on, as many as were asked for; none: they are gone."""

@@ -24,7 +24,8 @@ class Settings(msgspec.Struct, frozen=True):
     `promotion_entries`: a learner this close to the end of the log for a round becomes a voter.
     Of each log about `tail_bytes` stay in memory. A group is snapshotted when it has written more
     than `snapshot_bytes` and more than its last snapshot since that; or, so that a restart is
-    quick, after `snapshot_operations` if they wrote more than the last snapshot. A snapshot
+    quick, after `snapshot_operations` if they wrote more than the last snapshot. After a
+    full disk the next save waits `save_pause_s`. A snapshot
     travels in pieces of `piece_bytes`, `piece_window` of them under way to a peer.
     `incoming_snapshots` are received at once.
     `digest_operations`: replicas compare their states so often (a law of the group: it is part of
@@ -53,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     tail_bytes: int = 16 * MIB
     snapshot_bytes: int = 64 * MIB
     snapshot_operations: int = 250_000
+    save_pause_s: float = 5.0
     piece_bytes: int = MIB // 4
     piece_window: int = 2
     incoming_snapshots: int = 2

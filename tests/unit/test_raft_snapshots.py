@@ -362,6 +362,48 @@ def test_a_group_given_up_while_it_is_saved_does_not_stop_the_others() -> None:
     assert raft.turn.snapshots.saving == 0
 
 
+def test_after_a_full_disk_a_snapshot_is_taken_after_a_pause(world: World) -> None:
+    """Else the node would not save again before it is started again."""
+    world.autosync = False
+    raft, port = world.nodes["n2"], world.ports["n2"]
+    raft.turn.snapshots.want(world.group("n2"))
+    world.flush("n2")
+    assert [task for task, _ in port.tasks] == ["save"]
+    port.tasks = []
+    raft.on_save_failed(0)
+    world.flush("n2")
+    assert raft.turn.snapshots.saving is None and not port.tasks
+    world.time += SMALL.save_pause_s
+    world.flush("n2")
+    assert [task for task, _ in port.tasks] == ["save"]
+    world.autosync = True
+    world.flush("n2")
+    assert world.group("n2").snapshot is not None
+
+
+def test_what_came_and_found_the_disk_full_comes_again(world: World) -> None:
+    snapshot = world.compact("n1")
+    heal(world)
+    failed = 0
+    raft, port = world.nodes["n3"], world.ports["n3"]
+    for _ in range(200):
+        world.beat("n1")
+        world.work("n1")
+        while world.deliver(to="n1") + world.deliver(to="n2"):
+            pass
+        world.autosync = failed > 0
+        world.deliver(to="n3")
+        world.sync("n3")
+        world.autosync = True
+        if not failed and [task for task, _ in port.tasks] == ["save"]:
+            port.tasks = []
+            raft.on_save_failed(0)
+            assert not raft.turn.snapshots.incoming
+            failed = 1
+    same(world)
+    assert failed and world.group("n3").snapshot == snapshot
+
+
 def test_a_group_that_grew_is_saved_by_itself() -> None:
     world = World(3, settings=Settings(snapshot_bytes=600))
     world.elect("n1")

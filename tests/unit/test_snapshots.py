@@ -156,6 +156,7 @@ class Told:
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, Snapshot]] = []
+        self.save_failed: list[int] = []
         self.digests: list[tuple[int, int, bytes]] = []
         self.fetched: list[tuple[int, int, Sequence[Entry]]] = []
         self.pieces: list[tuple[int, Snapshot, int, bytes]] = []
@@ -165,6 +166,9 @@ class Told:
 
     def on_saved(self, group: int, snapshot: Snapshot) -> None:
         self.saved.append((group, snapshot))
+
+    def on_save_failed(self, group: int) -> None:
+        self.save_failed.append(group)
 
     def on_digested(self, group: int, index: int, digest: bytes) -> None:
         self.digests.append((group, index, digest))
@@ -345,6 +349,7 @@ def test_any_operation_may_fail(code: int, late: bool) -> None:
         else:
             assert [type(error) for error in bench.told.full] == [DiskFull]
             assert bench.told.failed == []
+            assert bench.told.save_failed == [1]
             assert not any(name.endswith("unfinished") for name in disk.names())
             bench.tasks.save(1, 8, 2, iter([b"the next one works"]))
             bench.work()
