@@ -142,7 +142,11 @@ class Moment(msgspec.Struct, gc=False):
 
 
 class StateMachine(Protocol):
-    """What a plugin replicates in one group. Deterministic: no set iteration, no `hash()`."""
+    """What a plugin replicates in one group. Deterministic: no set iteration, no `hash()`.
+
+    A large one may also have `release() -> Iterable[dict | list]`: which of its own are to be
+    emptied, a step in a turn, when its replica is given up. To free all at once could take longer
+    than a turn may."""
 
     def apply(self, moment: Moment, operation: Any) -> Result:
         """Apply an operation or internal command; touches at most 1,000 items."""
@@ -337,16 +341,13 @@ class LogPlugin(Plugin, Protocol):
     def log_time_us(self, group: GroupId) -> int: ...
     def configuration(self) -> Configuration | None:
         """Group 0's latest configuration as this node knows it."""
-        ...
 
     def recorded_incarnation(self, node: NodeId) -> int | None:
         """The incarnation of a node that counts: None if the node is in no configuration known
         here, 0 if it is configured but was not heard of yet."""
-        ...
 
     def transfer(self) -> bool:
         """Hand all leaderships over (SIGTERM). True once this node leads no group."""
-        ...
 
     def compact(self, groups: Sequence[GroupId]) -> None:
         """The log is long, and these groups need its oldest segment: snapshot each, or write what
@@ -357,13 +358,11 @@ class LogPlugin(Plugin, Protocol):
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None: ...
     def on_fetched(self, group: GroupId, first: int, entries: Sequence[Entry]) -> None:
         """Committed entries from `first` on, as many as were asked for; none: they are gone."""
-        ...
 
     def on_snapshot_fetched(
         self, group: GroupId, snapshot: Snapshot, offset: int, data: bytes
     ) -> None:
         """A piece of a snapshot; empty: it is gone."""
-        ...
 
 
 class Replicated:

@@ -108,6 +108,9 @@ class LockTable:
         assert isinstance(sessions, SessionTable)
         self._sessions = sessions
 
+    def release(self) -> list[Any]:
+        return [self.claims, self.holders, self.waits, self.deferred, self._deferrals]
+
     def apply(self, moment: Moment, operation: Any) -> Result:
         return self._apply[type(operation)](moment, operation)
 
