@@ -80,9 +80,13 @@ def _reject(group: Group, leader: NodeId, message: AppendEntries, term: int | No
 def on_heartbeat(group: Group, sender: NodeId, message: Heartbeat) -> None:
     if not hear(group, sender, message.term):
         return
-    commit = min(message.commit, group.log.last_index)
-    if commit > group.commit:
-        group.commit = commit
+    log = group.log
+    # Only with an entry of its term is our log known to be the leader's, as far as it goes: what
+    # the leader knows of us may be an earlier copy's, or come with what it will cut off.
+    if log.last_term == group.term:
+        commit = min(message.commit, log.last_index)
+        if commit > group.commit:
+            group.commit = commit
     group.hear_time(message.term, message.time_us)
     group.respond(sender, Heard(group.group, group.term, message.round, group.incarnation))
 
