@@ -66,6 +66,9 @@ class Keeping:
     def on_saved(self, group: GroupId, snapshot: Snapshot) -> None:
         self._hear("on_saved", group, snapshot)
 
+    def on_save_failed(self, group: GroupId) -> None:
+        self._hear("on_save_failed", group)
+
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None:
         self._hear("on_digested", group, index, digest)
 

@@ -120,10 +120,12 @@ class Log:
             self._roll(0)
             self._relax()
             return groups
+        name = segment_name(found.segment.header.number)
         if self.torn_bytes:
-            name = segment_name(found.segment.header.number)
             self._disk.write(name, start, bytes(self.torn_bytes))
-            self._disk.sync(name)
+        # Also a whole batch may be known to the page cache only: its process was killed before the
+        # sync returned. From here on it counts.
+        self._disk.sync(name)
         for number, (seed, end) in found.extents.items():
             self._index.extent(number, seed, end)
         self._segments.begin(numbers[0], found.segment)

@@ -31,6 +31,11 @@ class LogWriter:
     nothing more is written; `on_full(error)` that no next segment can be made and the log will
     end when `error.room` bytes are used up; `on_long(groups)` that the log is too long and these
     need its oldest segment (`Log.pinning`). All are handed to `call_soon_threadsafe`.
+
+    What waits is bounded where it comes from, and never refused here: raft counts on it already.
+    A follower gets no more than its leaders' windows, which only what is durable opens again; a
+    leader appends no more than `Settings.uncommitted_bytes` a group; and the node takes no new
+    work of clients while `backlog` is high.
     """
 
     def __init__(
@@ -42,10 +47,7 @@ class LogWriter:
         on_failed: Callable[[Exception], None],
         on_full: Callable[[DiskFull], None] | None = None,
         on_long: Callable[[list[GroupId]], None] | None = None,
-        limit: int = 65_536,
     ) -> None:
-        self.limit = limit
-        """How many records may wait; the node takes no new work before `backlog` gets there."""
         self.failed: Exception | None = None
         self.full = False
         """True while the disk has no space for the next segment."""
@@ -71,15 +73,10 @@ class LogWriter:
         return self._submitted - self._written
 
     def submit(self, write_number: WriteNumber, records: Sequence[Record]) -> None:
-        """Queue records to be written; from the loop's thread, with rising numbers.
-
-        Raises BufferError if more than `limit` records would wait: the node did not push back.
-        After a failure nothing is queued any more; `on_failed` tells.
-        """
+        """Queue records to be written; from the loop's thread, with rising numbers. After a failure
+        nothing is queued any more; `on_failed` tells."""
         if self.failed is not None:
             return
-        if self.backlog and self.backlog + len(records) > self.limit:
-            raise BufferError(f"{self.backlog} records wait for the disk: refuse new work earlier")
         self._submitted += len(records)
         self._queue.put((write_number, records))
 

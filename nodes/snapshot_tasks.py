@@ -26,9 +26,11 @@ loop's thread."""
 
 
 class Receiver(Protocol):
-    """Who is told, on the loop's thread. The first four are those of `LogPlugin`."""
+    """Who is told, on the loop's thread. The first five are those of `LogPlugin`."""
 
     def on_saved(self, group: GroupId, snapshot: Snapshot) -> None: ...
+
+    def on_save_failed(self, group: GroupId) -> None: ...
 
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None: ...
 
@@ -43,7 +45,7 @@ class Receiver(Protocol):
         ...
 
     def on_full(self, error: DiskFull) -> None:
-        """A snapshot was given up since the disk is full; nothing else is lost."""
+        """The disk is full: a snapshot was given up (`on_save_failed`), nothing else is lost."""
         ...
 
     def on_failed(self, error: Exception) -> None:
@@ -244,6 +246,7 @@ class SnapshotTasks:
             return
         if self._saves.get(save.group) is save:
             del self._saves[save.group]
+            self._receiver.on_save_failed(save.group)
         if save in self._pulled:
             self._pulled.remove(save)
         self._run(lambda: self._abandon(save), _ignore)

@@ -116,11 +116,12 @@ class SnapshotStore:
 
     def finish(self, name: str, group: GroupId, snapshot: Snapshot, named: Snapshot | None) -> None:
         """Sync the file and give it its name; then remove what is older than the last two. `named`
-        is the snapshot that the log on disk names: that one stays."""
+        is the snapshot that the log on disk names: that one stays, and so does the new one."""
         self._disk.sync(name)
         self._disk.rename(name, file_name(group, snapshot))
         own = [each.snapshot for each in self._kept() if each.group == group]
-        self._remove(group, [old for old in own[:-KEPT] if old != named])
+        # One that was begun anew may be of an earlier entry than those of the copy before.
+        self._remove(group, [old for old in own[:-KEPT] if old not in (named, snapshot)])
 
     def read(self, group: GroupId, snapshot: Snapshot, offset: int, bytes_max: int) -> bytes:
         """A piece of a snapshot, empty if it is gone or ends before."""

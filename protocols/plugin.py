@@ -150,7 +150,11 @@ class Moment(msgspec.Struct, gc=False):
 
 
 class StateMachine(Protocol):
-    """What a plugin replicates in one group. Deterministic: no set iteration, no `hash()`."""
+    """What a plugin replicates in one group. Deterministic: no set iteration, no `hash()`.
+
+    A large one may also have `release() -> Iterable[dict | list]`: which of its own are to be
+    emptied, a step in a turn, when its replica is given up. To free all at once could take longer
+    than a turn may."""
 
     def apply(self, moment: Moment, operation: Any) -> Result:
         """Apply an operation or internal command; touches at most 1,000 items."""

@@ -81,6 +81,22 @@ def log_is_synced(patch: Patch) -> None:
     patch.setattr(node_log.Log, "_append", unsynced)
 
 
+@safeguard("kill")
+def what_is_read_back_is_synced(patch: Patch) -> None:
+    """A log that is opened counts on what the page cache alone may have."""
+    original = node_log.Log.open
+
+    def opened(self: Any) -> Any:
+        disk, sync = self._disk, self._disk.sync
+        disk.sync = lambda name: None
+        try:
+            return original(self)
+        finally:
+            disk.sync = sync
+
+    patch.setattr(node_log.Log, "open", opened)
+
+
 @safeguard()
 def one_vote_per_term(patch: Patch) -> None:
     """Who asks gets the vote, whoever had it in this term."""

@@ -2,7 +2,8 @@
 
 The law: after a crash the disk holds everything whose `sync` (or `create`, `rename`, `remove`) had
 returned by then, any subset of the sectors written since, and nothing of what would have come
-later.
+later. After a kill, which is the end of the process only, it still holds what was written; a crash
+that follows may yet take what was not synced.
 
 The log's calls block, in a node. Here they return at once and are kept in a journal until the
 world says that they are done (`settle`); a crash before that draws how far they had come.
@@ -27,6 +28,7 @@ class SimulatedDisk:
         self._random = source
         self._files: dict[str, bytearray] = {}
         self._journal: list[Step] = []
+        self._returned = 0  # so many of the journal's calls have returned
 
     def create(self, name: str, size: int) -> None:
         if name in self._files:
@@ -72,6 +74,7 @@ class SimulatedDisk:
         journal = self._journal
         if len(journal) == 2 and journal[1] == ("sync", journal[0][1]):
             journal.clear()  # the common case: one write, one sync of it
+            self._returned = 0
             return
         kept: list[Step] = []
         for place, step in enumerate(journal):
@@ -82,12 +85,23 @@ class SimulatedDisk:
                 kept = [(k[0], new if k[1] == old else k[1], *k[2:]) for k in kept if k[1] != new]
             elif step[0] == "remove":
                 kept = [k for k in kept if k[1] != step[1]]
-        self._journal = kept
+        self._journal, self._returned = kept, len(kept)
+
+    def kill(self) -> None:
+        """The process ends, somewhere within the calls that have not returned."""
+        journal = self._journal
+        for step in reversed(journal):
+            self._undo(step)
+        reached = self._random.randint(self._returned, len(journal))
+        self._journal = journal[:reached]
+        for step in self._journal:
+            self._redo(step, whole=True)
+        self.settle()
 
     def crash(self) -> bool:
         """Power is lost now, somewhere within the calls that have not returned. True if there
         were any."""
-        journal, self._journal = self._journal, []
+        journal, self._journal, self._returned = self._journal, [], 0
         if not journal:
             return False
         for step in reversed(journal):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KINDS = (
     "crash", "crash_in_turn", "pause", "isolate", "cut", "cut_one_way", "slow_disk", "power_cut",
     "replace_disk", "crash_client", "add_node", "remove_node", "transfer",
+    "kill",
 )  # fmt: skip
 PAUSE_MIN_S, PAUSE_MAX_S = 0.001, 10.0
 
@@ -44,6 +45,7 @@ class Faults:
             "add_node": (self.add_node, 0.4),
             "remove_node": (self.remove_node, 0.4),
             "transfer": (self.transfer, 0.7),
+            "kill": (self.kill, 0.7),
         }
         # Not every world has every fault: what is rare beside crashes is not rare alone.
         self._weights = {
@@ -108,6 +110,23 @@ class Faults:
     def crash(self, node: SimulatedNode) -> None:
         if node.up:
             self._count("crash", node.name)
+            node.crash()
+            self._restart(node, self._down_s())
+
+    def kill(self, node: SimulatedNode) -> None:
+        """The process ends, the machine goes on. Every other time it follows soon after the node
+        is back, when that may count on what was never synced."""
+        if node.up:
+            self._count("kill", node.name)
+            node.crash(power=False)
+            down_s = self._down_s()
+            self._restart(node, down_s)
+            if self.random.random() < 0.5:
+                soon_s = down_s + self.random.random() * 0.02
+                self.world.at(self.world.now + soon_s, self._lose_power, node)
+
+    def _lose_power(self, node: SimulatedNode) -> None:
+        if node.up and not self._healed:
             node.crash()
             self._restart(node, self._down_s())
 

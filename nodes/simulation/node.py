@@ -152,18 +152,22 @@ class SimulatedNode:
         self._carry_out(effects)
         self._schedule(world.now + TURN_S)
 
-    def crash(self) -> None:
-        """Power is lost: memory is gone, and what of the last write reached the disk is drawn."""
+    def crash(self, *, power: bool = True) -> None:
+        """Power is lost: memory is gone, and what of the last write reached the disk is drawn. Or
+        only the process ends: the next one reads what this one wrote, synced or not."""
         assert self.engine is not None and self.log is not None
-        self.world.note("crash", self.name, "")
+        self.world.note("crash" if power else "kill", self.name, "")
         self.world.tally(self.engine)
         if self.log.wants_segment and self.random.random() < 0.5:
             self.log.prepare()
         self.engine = self.log = None
         self.life += 1
         self._clear()
-        self.world.torn += self.disk.crash()
-        self.world.torn += self.snapshot_disk.crash()
+        for disk in (self.disk, self.snapshot_disk):
+            if power:
+                self.world.torn += disk.crash()
+            else:
+                disk.kill()
 
     def wipe(self) -> None:
         """The node is down and its disk is replaced: an empty directory, a new incarnation."""

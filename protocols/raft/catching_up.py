@@ -71,15 +71,17 @@ def _send_entries(group: Group, peer: Progress, first: int, entries: Sequence[En
         peer.known = (first, entries[0].term)
         entries = entries[1:]
     term = _term_before(group, peer)
-    if not entries or term is None or not has_room(group, peer):
-        return
-    previous, last = peer.next - 1, entries[-1]
-    message = AppendEntries(
-        group.group, group.term, previous, term, group.commit, group.reads.round, tuple(entries)
-    )
-    peer.sent(last.index, sum(map(size, entries)), group.reads.round)
-    peer.known = (last.index, last.term)
-    group.turn.port.send(peer.node, message)
+    while entries and term is not None and has_room(group, peer):
+        batch = tuple(entries[: group.settings.append_entries])
+        entries = entries[len(batch) :]
+        previous, last = batch[0].index - 1, batch[-1]
+        message = AppendEntries(
+            group.group, group.term, previous, term, group.commit, group.reads.round, batch
+        )
+        peer.sent(last.index, sum(map(size, batch)), group.reads.round)
+        peer.known = (last.index, last.term)
+        term = last.term
+        group.turn.port.send(peer.node, message)
 
 
 def _begin_snapshot(group: Group, peer: Progress) -> None:

@@ -66,9 +66,19 @@ def is_newer(group: Group, snapshot: Snapshot) -> bool:
     return held and (group.snapshot is None or snapshot.index > group.snapshot.index)
 
 
+def is_cheap(group: Group) -> bool:
+    """Is it less work to write the entries behind the snapshot once more than to take another? A
+    copy is one batch, and no other write passes it."""
+    last, log = group.snapshot, group.log
+    if last is None or log.bytes > last.size:
+        return False
+    return log.last_index - last.index <= group.settings.copy_entries
+
+
 def copy_forward(group: Group) -> bool:
     """Write what the log still needs of its old segments once more: the entries behind the
-    snapshot, in one row. False if memory does not hold them all any more."""
+    snapshot, in one row, since a later write of an earlier one cuts the others off. False if memory
+    does not hold them all any more."""
     log = group.log
     first = group.snapshot.index + 1 if group.snapshot is not None else 1
     if log.base >= first:

@@ -203,7 +203,9 @@ class Group:
             self.track_peers()
 
     def reconfigured(self) -> None:
-        """Another configuration is the latest: who became a voter needs an election timer."""
+        """Another configuration is the latest: who became a voter needs an election timer, and
+        votes are counted anew, for they were those of other voters."""
+        self.votes = {}
         self.adopt_configuration()
         self.turn.unsettled = True
         if self.role is not Role.LEADER and (self.deadline == FOREVER) is self.voting:

@@ -110,13 +110,14 @@ class Log:
                 return count
         return len(entries)
 
-    def batch(self, index: int, bytes_max: int) -> tuple[Entry, ...]:
-        """Entries from `index` on: at least one, and no more than about `bytes_max`."""
+    def batch(self, index: int, bytes_max: int, entries_max: int) -> tuple[Entry, ...]:
+        """Entries from `index` on: at least one, at most `entries_max`, and no more than about
+        `bytes_max`."""
         if index == self.last_index:
             return (self.entries[-1],)
         position = stop = index - self.base - 1
-        total = 0
-        while stop < len(self.entries):
+        total, end = 0, min(len(self.entries), position + entries_max)
+        while stop < end:
             total += size(self.entries[stop])
             if total > bytes_max and stop > position:
                 break

@@ -396,6 +396,9 @@ class Raft:
     def on_saved(self, group: GroupId, snapshot: Snapshot) -> None:
         self.turn.snapshots.on_saved(group, snapshot)
 
+    def on_save_failed(self, group: GroupId) -> None:
+        self.turn.snapshots.on_save_failed(group)
+
     def on_digested(self, group: GroupId, index: int, digest: bytes) -> None:
         self.turn.digests.on_digested(group, index, digest)
 

@@ -80,9 +80,13 @@ def _reject(group: Group, leader: NodeId, message: AppendEntries, term: int | No
 def on_heartbeat(group: Group, sender: NodeId, message: Heartbeat) -> None:
     if not hear(group, sender, message.term):
         return
-    commit = min(message.commit, group.log.last_index)
-    if commit > group.commit:
-        group.commit = commit
+    log = group.log
+    # Only with an entry of its term is our log known to be the leader's, as far as it goes: what
+    # the leader knows of us may be an earlier copy's, or come with what it will cut off.
+    if log.last_term == group.term:
+        commit = min(message.commit, log.last_index)
+        if commit > group.commit:
+            group.commit = commit
     group.hear_time(message.term, message.time_us)
     group.respond(sender, Heard(group.group, group.term, message.round, group.incarnation))
 
@@ -223,7 +227,8 @@ def _send_append(group: Group, peer: Progress, entries: bool) -> None:
     log, previous = group.log, peer.next - 1
     term = log.term_at(previous)
     assert term is not None, (group.group, peer.node, previous)
-    batch = log.batch(peer.next, group.settings.append_bytes) if entries else ()
+    settings = group.settings
+    batch = log.batch(peer.next, settings.append_bytes, settings.append_entries) if entries else ()
     message = AppendEntries(
         group.group, group.term, previous, term, group.commit, group.reads.round, batch
     )

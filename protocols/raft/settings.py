@@ -18,10 +18,14 @@ class Settings(msgspec.Struct, frozen=True):
     `partitions`: how many groups are founded beside group 0. An election timeout is drawn from
     [min, max) (paper §5.2); within the minimum after hearing a leader no vote is given.
     `return_s`: after so long without a fault the preferred node leads a partition again.
+    An append has at most `append_bytes` and `append_entries`.
+    `copy_entries`: of a group with more entries behind its snapshot another snapshot is taken
+    rather than that they are written once more.
     `promotion_entries`: a learner this close to the end of the log for a round becomes a voter.
     Of each log about `tail_bytes` stay in memory. A group is snapshotted when it has written more
     than `snapshot_bytes` and more than its last snapshot since that; or, so that a restart is
-    quick, after `snapshot_operations` if they wrote more than the last snapshot. A snapshot
+    quick, after `snapshot_operations` if they wrote more than the last snapshot. After a
+    full disk the next save waits `save_pause_s`. A snapshot
     travels in pieces of `piece_bytes`, `piece_window` of them under way to a peer.
     `incoming_snapshots` are received at once.
     `digest_operations`: replicas compare their states so often (a law of the group: it is part of
@@ -39,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
     time_step_us: int = 100_000
     entry_bytes: int = MIB
     append_bytes: int = MIB
+    append_entries: int = 4_096
+    copy_entries: int = 4_096
     window_messages: int = 64
     window_bytes: int = 4 * MIB
     uncommitted_bytes: int = 16 * MIB
@@ -48,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     tail_bytes: int = 16 * MIB
     snapshot_bytes: int = 64 * MIB
     snapshot_operations: int = 250_000
+    save_pause_s: float = 5.0
     piece_bytes: int = MIB // 4
     piece_window: int = 2
     incoming_snapshots: int = 2

@@ -18,7 +18,7 @@ from ..replica import Replica, Replicas
 from ..restoring import Restoring
 from ..snapshot import DamagedSnapshot
 from . import compaction, replication
-from .group import Group, Role
+from .group import FOREVER, Group, Role
 from .messages import Appended, Heard, InstallSnapshot, SnapshotReceived
 from .turn import Turn
 
@@ -69,6 +69,7 @@ class Snapshots:
         self.released: deque[Iterator[None]] = deque()
         """Replicas whose memory is given back, a step in a turn."""
         self._given_up: list[tuple[WriteNumber, GroupId]] = []
+        self._resting_until = -FOREVER
         self.taken = self.installed = self.resumed = 0
 
     # --- our own --------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ class Snapshots:
     def take(self, group: Group) -> None:
         """The group's snapshot is due at the entry just applied: begin at once if that can be."""
         compaction.mark(group)
-        if self.saving is None and group.recorded_write <= self.turn.durable:
+        if self._may_save() and group.recorded_write <= self.turn.durable:
             self._save(group)
         else:
             self.want(group)
@@ -91,10 +92,8 @@ class Snapshots:
             group = self.groups.get(number)
             if group is None or number in self.wanted or self.saving == number:
                 continue
-            last = group.snapshot
-            behind = group.replica.applied > (last.index if last is not None else 0)
-            cheap = last is not None and group.log.bytes <= last.size
-            if not ((cheap or not behind) and compaction.copy_forward(group)):
+            behind = group.replica.applied > (group.snapshot.index if group.snapshot else 0)
+            if (behind and not compaction.is_cheap(group)) or not compaction.copy_forward(group):
                 self.want(group)
 
     def forget(self, number: GroupId) -> None:
@@ -116,7 +115,7 @@ class Snapshots:
                 self.turn.digests.dropped(number)
         if self.released and next(self.released[0], self) is self:
             self.released.popleft()
-        if self.saving is not None:
+        if not self.wanted or not self._may_save():
             return
         for number in self.wanted:
             group = self.groups.get(number)
@@ -127,6 +126,9 @@ class Snapshots:
                 del self.wanted[number]
                 self._save(group)
                 return
+
+    def _may_save(self) -> bool:
+        return self.saving is None and self.turn.port.now() >= self._resting_until
 
     def _save(self, group: Group) -> None:
         number, applied = group.group, group.replica.applied
@@ -160,6 +162,18 @@ class Snapshots:
         elif compaction.is_newer(group, snapshot):
             self.taken += 1
             compaction.record(group, snapshot)
+
+    def on_save_failed(self, number: GroupId) -> None:
+        """A snapshot was given up since the disk is full. Ours is taken anew after a pause; what
+        came from a leader has to come again."""
+        self._resting_until = self.turn.port.now() + self.turn.settings.save_pause_s
+        if self.saving == number:
+            self.saving = None
+        group, incoming = self.groups.get(number), self.incoming.get(number)
+        if incoming is not None and incoming.written:
+            del self.incoming[number]
+        elif group is not None:
+            self.want(group)
 
     # --- those of a leader ----------------------------------------------------------------------
 

@@ -88,6 +88,9 @@ class SessionTable:
     def attach(self, replica: Replica) -> None:
         self.replica = replica
 
+    def release(self) -> list[Any]:
+        return [self.sessions, self.by_client, self._heap]
+
     def apply(self, moment: Moment, operation: Any) -> Result:
         return self._apply[type(operation)](moment, operation)
 

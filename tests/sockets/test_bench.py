@@ -185,6 +185,8 @@ def test_it_measures_http_and_what_that_does_to_others() -> None:
     found = json.loads(run.stdout)
     assert found["http"]["operations"] > 0 and found["http"]["tasks"] == 4
     assert len(found["pairs"]) == 1 and found["p99_ratio"] > 0
+
+
 def test_it_tells_what_a_handover_costs_and_measures_transactions() -> None:
     run = bench("--clients", "4", "--names", "1", "--seconds", "0.3", "--no-bare", "--json")
     assert run.returncode == 0, run.stderr

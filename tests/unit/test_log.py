@@ -217,6 +217,21 @@ def test_a_torn_write_is_cut_and_written_over() -> None:
         assert indexes(make(after).open()) == [*expected, len(expected) + 1]
 
 
+def test_what_a_killed_process_wrote_and_did_not_sync_is_not_lost_later() -> None:
+    """It is read back from the page cache, and raft counts on it: it must outlive a power cut."""
+    disk = MemoryDisk()
+    log = make(disk)
+    log.open()
+    log.write(log.encode([state(4)]))
+    sync, disk.sync = disk.sync, lambda name: None  # type: ignore[method-assign]
+    log.write(log.encode([state(5, "node2")]))
+    disk.sync = sync  # type: ignore[method-assign]
+    for _ in range(2):
+        found = make(disk).open()[1]
+        assert (found.term, found.vote) == (5, "node2")
+        disk = disk.crash(lambda name, at: True)
+
+
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_any_operation_may_fail(code: int, late: bool) -> None:
@@ -384,19 +399,26 @@ def test_what_queues_up_becomes_one_batch() -> None:
     asyncio.run(run())
 
 
-def test_the_queue_is_bounded() -> None:
+def test_what_raft_counts_on_is_never_refused() -> None:
+    """A copy of many small entries, or a node that catches up with them while its disk is slow."""
+
     async def run() -> None:
         disk = SlowDisk()
-        driver = Driver(disk, limit=4)
+        driver = Driver(disk)
         disk.gate.clear()
+        many = 32_768
         try:
-            driver.writer.submit(1, [entry(1), entry(2), entry(3), entry(4)])
-            with pytest.raises(BufferError):
-                driver.writer.submit(2, [entry(5)])
+            for number in range(1, 4):
+                first = (number - 1) * many + 1
+                records = [entry(index, size=0) for index in range(first, first + many)]
+                driver.writer.submit(number, records)
+            assert driver.writer.backlog == 3 * many
         finally:
             disk.gate.set()
-        await driver.until(lambda: driver.durable == [1])
+        await driver.until(lambda: driver.durable[-1:] == [3])
         driver.writer.close()
+        assert not driver.errors
+        assert len(indexes(make(disk).open())) == 3 * many
 
     asyncio.run(run())
 

@@ -125,6 +125,28 @@ def test_a_frame_of_entries_is_bounded() -> None:
     assert world.group("n3").log.last_index == world.group("n1").log.last_index
 
 
+@pytest.mark.parametrize("tail_bytes", [16 * KIB, 0])
+def test_a_frame_of_small_entries_is_bounded_too(tail_bytes: int) -> None:
+    """From memory, and from the disk: a megabyte of ticks is 32,768 entries."""
+    world = World(settings=Settings(append_entries=16, tail_bytes=tail_bytes))
+    world.elect("n1")
+    world.crash("n3")
+    for number in range(100):
+        world.propose("n1", "x", token=number)
+        world.settle()
+    world.boot("n3")
+    largest = 0
+    for _ in range(100):
+        for letter in world.on_wire(to="n3", kind=AppendEntries):
+            largest = max(largest, len(letter.message.entries))
+        if not world.deliver():
+            if world.group("n3").log.last_index == world.group("n1").log.last_index:
+                break
+            world.beat("n1")
+    assert largest == 16
+    assert world.group("n3").log.last_index == world.group("n1").log.last_index
+
+
 def test_a_heartbeat_is_not_behind_a_full_window() -> None:
     """Pitfall 30: heartbeats leave although nothing else may."""
     world = World(settings=Settings(window_messages=1))
@@ -225,6 +247,6 @@ def test_the_log_finds_terms() -> None:
 @pytest.mark.parametrize("bytes_max", [1, 64, 10_000])
 def test_a_batch_is_never_empty(bytes_max: int) -> None:
     log = Log([Entry(i, 1, 0, NOOP, b"x" * 20) for i in range(1, 11)])
-    batch = log.batch(3, bytes_max)
-    assert batch and batch[0].index == 3
+    batch = log.batch(3, bytes_max, 5)
+    assert batch and batch[0].index == 3 and len(batch) <= 5
     assert len(batch) == 1 or sum(map(size, batch)) <= bytes_max

@@ -624,6 +624,36 @@ def test_a_heartbeat_commits_only_what_the_follower_acknowledged() -> None:
     assert world.group("n2").commit == 5 and world.group("n3").commit == 0
 
 
+def test_a_heartbeat_commits_nothing_before_an_append_of_its_term() -> None:
+    """§5.3: n3 lost its disk, which the leader does not know yet, and has got another leader's
+    late entries. What the leader believes to be there is not."""
+    world = World()
+    late = [Entry(index, 1, 0, NOOP) for index in range(2, 5)]
+    world.hand("n2", "n3", AppendEntries(0, 1, 1, 1, 0, 0, tuple(late)))
+    world.hand("n1", "n3", Heartbeat(0, 2, 4, 0, 1))
+    n3 = world.group("n3")
+    assert n3.log.last_index == 4 and n3.commit == 0
+    world.hand("n1", "n3", AppendEntries(0, 2, 1, 1, 0, 0, (Entry(2, 2, 0, NOOP),)))
+    assert n3.log.last_index == 2 and n3.commit == 0
+    world.hand("n1", "n3", Heartbeat(0, 2, 2, 0, 2))
+    assert n3.commit == 2
+
+
+def test_who_starts_again_learns_what_is_committed_from_a_heartbeat() -> None:
+    world = World()
+    world.elect("n1")
+    world.propose("n1", "a")
+    world.settle()
+    world.beat("n1")
+    world.settle()
+    world.restart("n3")
+    world.drop(to="n3")
+    assert world.group("n3").commit == 0
+    world.beat("n1")
+    world.deliver(to="n3", kind=Heartbeat)
+    assert world.group("n3").commit == world.group("n1").commit and world.texts("n3") == ["a"]
+
+
 def test_a_silent_peer_is_forgotten_until_it_answers() -> None:
     """§5.5: what was under way to a dead peer is no longer counted, nor sent any more."""
     world = World()

@@ -12,7 +12,8 @@ from raft_world import World
 
 from coterie.protocols.errors import Code
 from coterie.protocols.plugin import Message
-from coterie.protocols.raft import compaction
+from coterie.protocols.raft import compaction, election
+from coterie.protocols.raft.group import Role
 from coterie.protocols.raft.messages import (
     Appended,
     AppendEntries,
@@ -21,6 +22,7 @@ from coterie.protocols.raft.messages import (
     Heartbeat,
     InstallSnapshot,
     SnapshotReceived,
+    Voted,
 )
 from coterie.protocols.raft.settings import Settings
 from coterie.protocols.raft.snapshots import Incoming
@@ -29,6 +31,7 @@ from coterie.protocols.records import (
     DropRecord,
     Entry,
     EntryRecord,
+    Member,
     Snapshot,
     SnapshotRecord,
 )
@@ -359,6 +362,48 @@ def test_a_group_given_up_while_it_is_saved_does_not_stop_the_others() -> None:
     assert raft.turn.snapshots.saving == 0
 
 
+def test_after_a_full_disk_a_snapshot_is_taken_after_a_pause(world: World) -> None:
+    """Else the node would not save again before it is started again."""
+    world.autosync = False
+    raft, port = world.nodes["n2"], world.ports["n2"]
+    raft.turn.snapshots.want(world.group("n2"))
+    world.flush("n2")
+    assert [task for task, _ in port.tasks] == ["save"]
+    port.tasks = []
+    raft.on_save_failed(0)
+    world.flush("n2")
+    assert raft.turn.snapshots.saving is None and not port.tasks
+    world.time += SMALL.save_pause_s
+    world.flush("n2")
+    assert [task for task, _ in port.tasks] == ["save"]
+    world.autosync = True
+    world.flush("n2")
+    assert world.group("n2").snapshot is not None
+
+
+def test_what_came_and_found_the_disk_full_comes_again(world: World) -> None:
+    snapshot = world.compact("n1")
+    heal(world)
+    failed = 0
+    raft, port = world.nodes["n3"], world.ports["n3"]
+    for _ in range(200):
+        world.beat("n1")
+        world.work("n1")
+        while world.deliver(to="n1") + world.deliver(to="n2"):
+            pass
+        world.autosync = failed > 0
+        world.deliver(to="n3")
+        world.sync("n3")
+        world.autosync = True
+        if not failed and [task for task, _ in port.tasks] == ["save"]:
+            port.tasks = []
+            raft.on_save_failed(0)
+            assert not raft.turn.snapshots.incoming
+            failed = 1
+    same(world)
+    assert failed and world.group("n3").snapshot == snapshot
+
+
 def test_a_group_that_grew_is_saved_by_itself() -> None:
     world = World(3, settings=Settings(snapshot_bytes=600))
     world.elect("n1")
@@ -395,6 +440,24 @@ def test_a_long_log_has_each_group_saved_or_copied_forward(world: World) -> None
     world.settle()
     world.restart("n1")
     assert world.group("n1").log.last_index == snapshot.index + 1
+
+
+def test_many_small_entries_are_saved_rather_than_copied() -> None:
+    """A copy is one batch, and no other write passes it."""
+    world = World(1, settings=Settings(copy_entries=8))
+    world.fire("n1")
+    raft, group = world.nodes["n1"], world.group("n1")
+    compaction.record(group, Snapshot(group.replica.applied, group.term, 1 << 20, b"x" * 16))
+    fill(world, 8)
+    before, writes = group.snapshot, len(world.disks["n1"].records)
+    raft.compact([0])
+    world.flush("n1")
+    assert group.snapshot == before
+    assert len(world.disks["n1"].records[writes]) == 8
+    fill(world, 1)
+    raft.compact([0])
+    world.flush("n1")
+    assert group.snapshot is not None and group.snapshot.index == group.replica.applied
 
 
 def test_a_heartbeat_never_waits_for_a_snapshot(world: World) -> None:
@@ -543,6 +606,34 @@ def test_members_come_with_the_snapshot(world: World) -> None:
     world.restart("n3")
     assert world.group("n3").configuration == world.group("n1").configuration
     assert world.group("n3").voting
+
+
+def test_votes_under_the_configuration_before_the_snapshot_do_not_count() -> None:
+    """Two of five became two of three: n2 is no member any more when the votes are counted."""
+    world = World(5, settings=SMALL)
+    world.turn_off_promotion()
+    world.elect("n1")
+    world.cut = lambda letter: "n4" in (letter.sender, letter.to)
+    staying = {name: Member(name, world.incarnations[name], True) for name in world.names}
+    for gone in ("n5", "n2"):
+        del staying[gone]
+        assert world.nodes["n1"].reconfigure(0, tuple(staying.values())) is None
+        world.flush("n1")
+        world.settle()
+    snapshot = world.compact("n1")
+    n4, data = world.group("n4"), world.disks["n1"].snapshots[0, snapshot]
+    world.autosync = False
+    world.hand("n1", "n4", InstallSnapshot(0, n4.term, 1, snapshot, 0, data))
+    world.sync("n4")
+    election.stand(n4, transfer=False)
+    n4.touch()
+    world.flush("n4")
+    world.hand("n2", "n4", Voted(0, n4.term, True, world.incarnations["n2"]))
+    assert n4.voters == 5 and n4.votes == {"n2": True}
+    world.work("n4")
+    assert n4.commit == snapshot.index and n4.voters == 3
+    world.sync("n4")
+    assert n4.role is Role.CANDIDATE and n4.votes == {"n4": True}
 
 
 class TestStates:

@@ -15,7 +15,7 @@ from coterie.protocols.lock.messages import Acquire, Granted, Queued, Release
 from coterie.protocols.plugin import Cancel, Command, Plugin
 from coterie.protocols.records import COMMANDS, Entry
 from coterie.protocols.registry import Registry, builtin
-from coterie.protocols.replica import Replica, Replicas
+from coterie.protocols.replica import RELEASE_STEP, CommandCodec, Replica, Replicas
 from coterie.protocols.restoring import Restoring, restore
 from coterie.protocols.session.messages import EndSession, ExpireSession
 from coterie.protocols.snapshot import DamagedSnapshot
@@ -217,6 +217,27 @@ def test_claims_change_while_they_are_written(group: ControlGroup) -> None:
     assert begun_again + b"".join(second) == between
     assert b"".join(idle) == before
     group.replica.check()
+
+
+def test_only_what_a_machine_names_is_emptied() -> None:
+    limits = {"x": 1}
+
+    class Foreign:
+        """It has no `__dict__`, and refers to what all of its kind share."""
+
+        __slots__ = ("limits", "rows")
+
+        def __init__(self) -> None:
+            self.limits = limits
+            self.rows = {number: str(number) for number in range(2 * RELEASE_STEP)}
+
+        def release(self) -> list[dict[int, str]]:
+            return [self.rows]
+
+    foreign: Any = Foreign()
+    replica = Replica(1, {"foreign": foreign}, CommandCodec({}))
+    assert len(list(replica.release())) == 2
+    assert not foreign.rows and limits == {"x": 1}
 
 
 def test_a_released_replica_leaves_nothing_to_the_collector(group: ControlGroup) -> None:

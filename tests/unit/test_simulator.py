@@ -73,6 +73,28 @@ def test_a_crash_within_calls_keeps_their_order() -> None:
     assert outcomes == {(b"\0", b"\0"), (b"1", b"\0"), (b"1", b"2")}
 
 
+def test_a_kill_takes_nothing_and_a_crash_after_it_what_was_not_synced() -> None:
+    outcomes = set()
+    for seed in range(300):
+        kept = disk(seed)
+        kept.write("a", 0, b"1")
+        kept.settle()
+        kept.write("a", SECTOR, b"2")
+        kept.sync("a")
+        kept.kill()
+        content = kept.read("a")
+        assert content[:1] == b"1"
+        kept.crash()
+        after = kept.read("a")
+        outcomes.add((content[SECTOR], after[0], after[SECTOR]))
+    one, two = ord("1"), ord("2")
+    # Killed before the write, before its sync returned, or after.
+    assert {found for found in outcomes if not found[0]} == {(0, 0, 0), (0, one, 0)}
+    assert {found for found in outcomes if found[0]} == {
+        (two, one_, two_) for one_ in (0, one) for two_ in (0, two)
+    }
+
+
 def test_a_file_made_in_part_is_shorter_and_empty() -> None:
     sizes = set()
     for seed in range(200):

@@ -86,6 +86,15 @@ def test_the_last_two_are_kept_and_the_one_the_log_names() -> None:
     assert disk.names() == []
 
 
+def test_the_one_just_written_is_kept_though_there_are_later_ones() -> None:
+    """The group's copy was given up and begun anew before the old one's files were removed."""
+    store = SnapshotStore(MemoryDisk())
+    put(store, b"old", 900)
+    put(store, b"older", 1000)
+    anew = put(store, b"anew", 800)
+    assert store.read(1, anew, 0, 10) == b"anew"
+
+
 def test_the_start_cleans_up() -> None:
     disk = MemoryDisk()
     store = SnapshotStore(disk)
@@ -147,6 +156,7 @@ class Told:
 
     def __init__(self) -> None:
         self.saved: list[tuple[int, Snapshot]] = []
+        self.save_failed: list[int] = []
         self.digests: list[tuple[int, int, bytes]] = []
         self.fetched: list[tuple[int, int, Sequence[Entry]]] = []
         self.pieces: list[tuple[int, Snapshot, int, bytes]] = []
@@ -156,6 +166,9 @@ class Told:
 
     def on_saved(self, group: int, snapshot: Snapshot) -> None:
         self.saved.append((group, snapshot))
+
+    def on_save_failed(self, group: int) -> None:
+        self.save_failed.append(group)
 
     def on_digested(self, group: int, index: int, digest: bytes) -> None:
         self.digests.append((group, index, digest))
@@ -336,6 +349,7 @@ def test_any_operation_may_fail(code: int, late: bool) -> None:
         else:
             assert [type(error) for error in bench.told.full] == [DiskFull]
             assert bench.told.failed == []
+            assert bench.told.save_failed == [1]
             assert not any(name.endswith("unfinished") for name in disk.names())
             bench.tasks.save(1, 8, 2, iter([b"the next one works"]))
             bench.work()
