@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -105,6 +105,11 @@ class ClaimIndex:
         """By session and lock: the claims that were asked for with `once`."""
         self.failed: dict[int, Transaction] = {}
         """By number: the waits that ended in a deadlock, with the victim they were of."""
+
+    def release(self) -> list[Any]:
+        return [
+            self.claims, self.holders, self.waits, self.owners, self.once, self.transactions,
+        ]  # fmt: skip
 
     def owner_of(self, claim: Claim) -> Owner | None:
         """None if the claim is an owner by itself."""

@@ -104,12 +104,6 @@ class LockTable(Converting):
             BreakDeadlock: self._break,
         }
 
-    def release(self) -> list[Any]:
-        return [
-            self.claims, self.holders, self.waits, self.owners, self.once, self.transactions,
-            self.deferred, self._deferrals,
-        ]  # fmt: skip
-
     def apply(self, moment: Moment, operation: Any) -> Result:
         self._budget = STEP
         if self.shared:
