@@ -168,7 +168,7 @@ def turns(cluster: LocalCluster) -> tuple[list[float], int, list[int]]:
         said = described(asker, cluster.endpoints)
     present = [said[endpoint] for endpoint in cluster.endpoints if endpoint in said]
     term = max(node["raft"]["groups"][str(CONTROL)]["term"] for node in present)
-    longest = [node["process"]["turn_ms_max"] for node in present]
+    longest = [node["process"]["turn"]["ms_max"] for node in present]
     return longest, term, [node["process"]["memory_bytes"] for node in present]
 
 

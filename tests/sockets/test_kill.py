@@ -191,6 +191,6 @@ def test_the_demo_keeps_every_promise(tmp_path: Path) -> None:
     done = coterie_command("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 overlaps; last tokens" in done.stdout
-    assert done.stdout.count("  kept    ") == 5
+    assert done.stdout.count("  kept    ") == 8
     assert PYTHON in done.stdout
     assert "\x1b" not in done.stdout  # no terminal, no colours
