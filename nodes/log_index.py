@@ -80,7 +80,8 @@ class LogIndex:
 
     def extent(self, segment: int, seed: int, end: int) -> None:
         """The CRC of a segment's header, and where its batches end."""
-        self._segments[segment] = seed, end
+        with self._lock:
+            self._segments[segment] = seed, end
 
     def oldest(self) -> int | None:
         """The oldest segment that any group needs."""

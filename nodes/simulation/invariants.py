@@ -231,7 +231,7 @@ class Invariants:
         # It may have been committed by a configuration before the one that counts now.
         electorates = [
             [member.node for member in configuration.members if member.voter]
-            for _, configuration in raft.groups[group].configurations[-CONFIGURATIONS:]
+            for _, configuration, _ in raft.groups[group].configurations[-CONFIGURATIONS:]
         ]
         disks = [(name, life.kept) for name, life in self._lives.items()] + self._replaced
         first = len(self.committed[group]) - 1

@@ -48,10 +48,11 @@ def next_step(
     us: NodeId, present: Sequence[Member], wanted: Sequence[NodeId], known: Mapping[NodeId, Member]
 ) -> Step:
     """Of a partition whose committed members are `present` and whose leader we are. `known` are
-    the members of group 0, which tell the incarnations."""
+    the members of group 0, which tell the incarnations; of our own we know better: it is ours that
+    the group follows."""
     here = {member.node: member for member in present}
     for member in present:
-        recorded = known.get(member.node)
+        recorded = known.get(member.node) if member.node != us else None
         if recorded and recorded.incarnation not in (0, member.incarnation):
             # Whoever was never heard of has not voted either. Else its disk was lost.
             voter = member.voter and member.incarnation == 0

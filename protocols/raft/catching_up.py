@@ -94,8 +94,10 @@ def _begin_snapshot(group: Group, peer: Progress) -> None:
 
 
 def _wait_for_snapshot(group: Group, peer: Progress) -> None:
-    """There is none that would help: take one, and look again at a later heartbeat."""
-    group.turn.snapshots.want(group)
+    """There is none that would help: take one, unless that is under way, and look again at a
+    later heartbeat."""
+    if group.turn.snapshots.saving != group.group:
+        group.turn.snapshots.want(group)
     peer.probe(peer.next)
     peer.paused = True
     peer.append_round = group.reads.round

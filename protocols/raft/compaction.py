@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 from ..records import DropRecord, EntryRecord, Snapshot, SnapshotRecord
 from ..replica import Replica
-from . import membership
 from .group import LEADER_LOST, Group
 
 
@@ -31,9 +30,9 @@ def stream(group: Group) -> Iterator[bytes]:
     term = group.log.term_at(applied)
     assert term is not None, (group.group, applied)
     found = (0, b"")
-    for index, configuration in group.configurations:
-        if index <= applied:
-            found = (index, membership.encode(configuration))
+    for configured in group.configurations:
+        if configured.at <= applied:
+            found = (configured.at, configured.payload)
     return group.replica.snapshot(term, *found)
 
 

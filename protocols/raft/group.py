@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -52,6 +52,15 @@ class Role(enum.Enum):
     LEADER = "leader"
 
 
+class Configured(NamedTuple):
+    """A configuration; `at` is the index of its entry. The `payload` is kept as it is in the
+    log: what another version makes of it need not be the same, and snapshots are compared."""
+
+    at: int
+    configuration: Configuration
+    payload: bytes
+
+
 class Group:
     """The state of one group. Public attributes are for the modules of this package."""
 
@@ -86,9 +95,9 @@ class Group:
         self.time_us = state.entries[-1].time_us if state.entries else replica.time_us
         self.time_term = 0  # whose time that is: the term of the leader that told it
         self.clock_us = 0
-        # Membership: the last configuration of the log's forgotten part and all after it, with
-        # their indexes; the last one counts (thesis §4.1).
-        self.configurations: list[tuple[int, Configuration]] = []
+        # Membership: the last configuration of the log's forgotten part and all after it; the
+        # last one counts (thesis §4.1).
+        self.configurations: list[Configured] = []
         self.members: dict[NodeId, Member] = {}
         self.voting = False
         self.voters = 0
@@ -115,14 +124,16 @@ class Group:
             self.remember_configuration(replica.header)
         for entry in self.log.entries:
             if entry.kind == CONFIGURATION:
-                self.configurations.append((entry.index, _decode_configuration(entry.payload)))
+                self._remember(entry.index, entry.payload)
         self.adopt_configuration()
 
     def remember_configuration(self, header: Header) -> None:
         """The configuration that a snapshot brings."""
         if header.configuration:
-            found = _decode_configuration(header.configuration)
-            self.configurations.append((header.configuration_index, found))
+            self._remember(header.configuration_index, header.configuration)
+
+    def _remember(self, index: int, payload: bytes) -> None:
+        self.configurations.append(Configured(index, _decode_configuration(payload), payload))
 
     def touch(self) -> None:
         """The end of the turn has to look at this group."""
@@ -182,7 +193,7 @@ class Group:
 
     @property
     def configuration(self) -> Configuration | None:
-        return self.configurations[-1][1] if self.configurations else None
+        return self.configurations[-1].configuration if self.configurations else None
 
     @property
     def may_vote(self) -> bool:
@@ -379,7 +390,7 @@ class Group:
         for entry in entries:
             records.append(EntryRecord(group, entry))
             if entry.kind == CONFIGURATION:
-                self.configurations.append((entry.index, _decode_configuration(entry.payload)))
+                self._remember(entry.index, entry.payload)
                 self.reconfigured()
 
     def state_record(self) -> StateRecord:

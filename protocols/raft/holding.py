@@ -7,7 +7,7 @@ what is begun here afterwards has no vote before it has reached a configuration 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..plugin import CONTROL, Failure
@@ -101,6 +101,11 @@ class Holding:
     def elect(self, electable: Callable[[GroupId, NodeId], bool]) -> None:
         """From now on this decides which learners become voters once they have caught up."""
         self._raft.turn.electable = electable
+
+    def known(self) -> Mapping[NodeId, Member]:
+        """The members of group 0 as far as that is committed: what is not may never have been."""
+        found = membership.committed(self._raft.groups[CONTROL])
+        return {member.node: member for member in found[1].members} if found is not None else {}
 
     def led(self) -> list[GroupId]:
         """The groups this node leads."""

@@ -53,9 +53,9 @@ def reconfigure(group: Group, members: Sequence[Member]) -> Failure | None:
 
 def committed(group: Group) -> tuple[int, Configuration] | None:
     """The latest configuration that is known to be committed, and its index."""
-    for index, configuration in reversed(group.configurations):
-        if index <= group.commit:
-            return index, configuration
+    for found in reversed(group.configurations):
+        if found.at <= group.commit:
+            return found.at, found.configuration
     return None
 
 
@@ -70,7 +70,8 @@ def standing(group: Group) -> tuple[int, Configuration] | None:
     ready = group.role is Role.LEADER and group.commit >= group.first_of_term
     if not ready or group.transferee is not None or group.configurations[-1][0] > group.commit:
         return None
-    return group.configurations[-1]
+    latest = group.configurations[-1]
+    return latest.at, latest.configuration
 
 
 def _differences(old: Sequence[Member], new: Sequence[Member]) -> int:

@@ -240,6 +240,7 @@ class Snapshots:
             self._damaged(group, "it makes another state here than where it comes from")
             return
         assert incoming.replica is not None
+        self.damaged.pop(group.group, None)
         if snapshot.index > group.commit and group.role is not Role.LEADER:
             self.installed += 1
             compaction.install(group, snapshot, incoming.replica)

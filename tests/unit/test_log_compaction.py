@@ -488,6 +488,20 @@ def test_a_segment_removed_during_a_read_ends_it() -> None:
     assert log.read(1, 1, 1 << 20) == []
 
 
+def test_the_index_changes_only_under_its_lock() -> None:
+    """Segments are forgotten in another thread than the one that writes."""
+    index = log_index.LogIndex()
+
+    class Guarded(dict[int, tuple[int, int]]):
+        def __setitem__(self, segment: int, extent: tuple[int, int]) -> None:
+            assert index._lock.locked()
+            super().__setitem__(segment, extent)
+
+    index._segments = Guarded()
+    index.extent(1, 2, 3)
+    assert index._segments == {1: (2, 3)}
+
+
 def test_the_index_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_index, "POINTS_MAX", 32)
     monkeypatch.setattr(log_index, "SPACING_BYTES", 100)

@@ -209,6 +209,12 @@ def test_a_lost_disk_comes_back_as_a_learner() -> None:
     )
 
 
+def test_a_leader_does_not_replace_itself() -> None:
+    """What it knows of group 0 may be older than its own disk."""
+    present = [lean("a", 2), lean("b"), lean("c")]
+    assert next_step("a", present, ("a", "b", "c"), KNOWN) == Settled()
+
+
 def test_who_was_never_heard_of_becomes_the_voter_it_is() -> None:
     present = [lean("a"), lean("b"), lean("c", 0)]
     assert next_step("a", present, ("a", "b", "c"), KNOWN) == Reconfigure(

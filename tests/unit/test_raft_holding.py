@@ -214,6 +214,20 @@ def test_who_was_removed_is_told_and_does_not_come_back() -> None:
     assert world.nodes["n2"].groups[0].role is Role.FOLLOWER
 
 
+def test_who_is_known_is_recorded_for_good() -> None:
+    world = World()
+    world.elect("n1")
+    world.beat("n1")
+    world.settle()
+    world.cut = lambda letter: True
+    again = Member("n3", 203, False)
+    present = [member(world, name) for name in ("n1", "n2")]
+    assert world.nodes["n1"].reconfigure(0, [*present, again]) is None
+    world.flush("n1")
+    assert world.group("n1").members["n3"] == again
+    assert world.nodes["n1"].holding.known()["n3"] == member(world, "n3")
+
+
 def test_what_is_not_committed_removes_nobody() -> None:
     world = World(4)
     world.elect("n1")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from raft_world import World
 
 from coterie.protocols.errors import Code
 from coterie.protocols.plugin import Message
-from coterie.protocols.raft import compaction, election
+from coterie.protocols.raft import catching_up, compaction, election
 from coterie.protocols.raft.group import Role
 from coterie.protocols.raft.messages import (
     Appended,
@@ -27,6 +28,7 @@ from coterie.protocols.raft.messages import (
 from coterie.protocols.raft.settings import Settings
 from coterie.protocols.raft.snapshots import Incoming
 from coterie.protocols.records import (
+    CONFIGURATION,
     NOOP,
     DropRecord,
     Entry,
@@ -507,6 +509,39 @@ def test_a_leader_without_a_snapshot_takes_one_first(world: World) -> None:
     assert world.group("n1").snapshot == world.group("n3").snapshot is not None
 
 
+def test_who_waits_for_a_snapshot_that_is_being_taken_wants_no_other(world: World) -> None:
+    world.disks["n1"].removed[0] = world.group("n1").log.last_index
+    saves = world.nodes["n1"].turn.snapshots
+    heal(world)
+    beats(world, 2)
+    world.disks["n1"].snapshots.clear()
+    world.group("n1").snapshot = None
+    world.autosync = False
+    saves.want(world.group("n1"))
+    world.flush("n1")
+    assert saves.saving == 0 and not saves.wanted
+    catching_up._wait_for_snapshot(world.group("n1"), world.group("n1").peers["n3"])
+    assert not saves.wanted
+
+
+def test_a_snapshot_has_the_configuration_as_it_is_in_the_log() -> None:
+    """Another version may encode it otherwise, and then the digests would differ."""
+    world = World(1)
+    world.fire("n1")
+    group = world.group("n1")
+    fields = msgspec.structs.astuple(group.configuration)
+    longer = msgspec.msgpack.encode([*fields, "of a later version"])
+    group.lead(CONFIGURATION, longer)
+    group.touch()
+    world.flush("n1")
+    snapshot = world.compact("n1")
+    assert longer in world.disks["n1"].snapshots[0, snapshot]
+    world.restart("n1")
+    world.fire("n1")
+    fill(world, 1)
+    assert longer in world.disks["n1"].snapshots[0, world.compact("n1")]
+
+
 def test_so_many_come_at_once_and_the_others_wait() -> None:
     world = World(3, groups=3, settings=SMALL)
     for group in range(3):
@@ -539,6 +574,19 @@ def test_what_makes_another_state_is_refused_and_the_third_time_the_node_stops(
         world.hand("n1", "n3", InstallSnapshot(0, term, 1, wrong, 0, data))
         assert world.group("n3").commit < snapshot.index
     assert port.stopped is not None and port.stopped.code is Code.STATE_DIVERGED
+
+
+def test_what_was_refused_is_forgotten_once_a_snapshot_is_right(world: World) -> None:
+    """Two accidents in a node's life and a third a year later are no rule."""
+    snapshot = world.compact("n1")
+    data = world.disks["n1"].snapshots[0, snapshot]
+    wrong = Snapshot(snapshot.index, snapshot.term, snapshot.size, bytes(16))
+    term, came = world.group("n1").term, world.nodes["n3"].turn.snapshots
+    for _ in range(2):
+        world.hand("n1", "n3", InstallSnapshot(0, term, 1, wrong, 0, data))
+    assert came.damaged == {0: 2}
+    world.hand("n1", "n3", InstallSnapshot(0, term, 1, snapshot, 0, data))
+    assert world.group("n3").snapshot == snapshot and not came.damaged
 
 
 def test_damaged_pieces_are_refused(world: World) -> None:
