@@ -13,8 +13,10 @@ import shutil
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -23,6 +25,7 @@ from ..clients.aio import AsyncClient
 from ..clients.errors import Unavailable
 from ..clients.lock import AsyncLock
 from ..nodes.ask import NodeAsker
+from ..nodes.counters import BOUNDS_S
 from ..nodes.local import LocalCluster
 from ..protocols.plugin import CONTROL
 from .clusters import NoQuorum, caught_up, described, sizes
@@ -45,6 +48,9 @@ CHURN_RATE, CHURN_TASKS = 5_000.0, 64
 
 LOOK_S = 0.01
 
+LONG = bisect_left(BOUNDS_S, 0.02) + 1
+"""The first bucket of turns longer than 20 ms."""
+
 
 class Phase(msgspec.Struct, frozen=True):
     """What the others saw in some time: operations, p99 and the longest one in milliseconds."""
@@ -57,7 +63,8 @@ class Phase(msgspec.Struct, frozen=True):
 
 class Cost(msgspec.Struct, frozen=True):
     """`turn_ms_max`: the longest turn of each node since it was started, `turn_ms_before` before
-    the snapshot. `leader_changes` from the beginning of the snapshot to the end."""
+    the snapshot. `long_turns`: how many took more than 20 ms after that, of each node.
+    `leader_changes` from the beginning of the snapshot to the end."""
 
     durability: str
     locks: int
@@ -68,6 +75,7 @@ class Cost(msgspec.Struct, frozen=True):
     filled_s: float
     turn_ms_before: list[float]
     turn_ms_max: list[float]
+    long_turns: list[int]
     leader_changes: int
     memory_bytes: list[int]
 
@@ -162,14 +170,34 @@ def watching(snapshots: Snapshots) -> Iterator[None]:
         thread.join()
 
 
-def turns(cluster: LocalCluster) -> tuple[list[float], int, list[int]]:
-    """The longest turn of each node in ms, the term of group 0, the memory of each node."""
+class Turns(NamedTuple):
+    """The longest turn of each node in ms, how many were longer than 20 ms, when it was started;
+    the term of group 0, and the memory of each node."""
+
+    longest_ms: list[float]
+    long: list[int]
+    pids: list[int]
+    term: int
+    memory_bytes: list[int]
+
+    def long_since(self, before: Turns) -> list[int]:
+        """Long turns after that; of a node that was started since, all."""
+        both = zip(self.long, before.long, self.pids, before.pids, strict=True)
+        return [now - then * (pid == old) for now, then, pid, old in both]
+
+
+def turns(cluster: LocalCluster) -> Turns:
     with NodeAsker() as asker:
         said = described(asker, cluster.endpoints)
     present = [said[endpoint] for endpoint in cluster.endpoints if endpoint in said]
-    term = max(node["raft"]["groups"][str(CONTROL)]["term"] for node in present)
-    longest = [node["process"]["turn"]["ms_max"] for node in present]
-    return longest, term, [node["process"]["memory_bytes"] for node in present]
+    processes = [node["process"] for node in present]
+    return Turns(
+        [process["turn"]["ms_max"] for process in processes],
+        [sum(process["turn"]["buckets"][LONG:]) for process in processes],
+        [process["pid"] for process in processes],
+        max(node["raft"]["groups"][str(CONTROL)]["term"] for node in present),
+        [process["memory_bytes"] for process in processes],
+    )
 
 
 async def measure(
@@ -199,21 +227,22 @@ async def measure(
         stack.enter_context(watching(snapshots))
         tell("until the next snapshot")
         began = time.monotonic()
-        before_ms, term, _ = await asyncio.to_thread(turns, cluster)
+        before = await asyncio.to_thread(turns, cluster)
         deadline = began + WAIT_S
         await holders.churn(lambda: all(snapshots.finished) or time.monotonic() > deadline)
         if not all(snapshots.finished):
             raise Unavailable(f"no snapshot of {state_bytes:,} bytes within {WAIT_S:g} s")
         tell("a follower that was wiped")
         wiped_at, filled_at = await asyncio.to_thread(wipe, cluster)
-        after_ms, last_term, memory = await asyncio.to_thread(turns, cluster)
+        after = await asyncio.to_thread(turns, cluster)
         seen = await asyncio.to_thread(probe.stop)
     first = min(start for start, _ in snapshots.times)
     last = max(end for _, end in snapshots.times)
     return Cost(
         durability, len(holders), snapshots.bytes, phase(seen, began, first),
         phase(seen, first, last), phase(seen, wiped_at, filled_at), round(filled_at - wiped_at, 2),
-        before_ms, after_ms, last_term - term, memory,
+        before.longest_ms, after.longest_ms, after.long_since(before), after.term - before.term,
+        after.memory_bytes,
     )  # fmt: skip
 
 
@@ -301,8 +330,9 @@ def in_words(found: Cost) -> str:
             said("before", found.before),
             said("while it was written", found.snapshot),
             said("while a node was filled", found.filling),
-            f"longest turn {longest:.1f} ms (before the snapshot {before:.1f} ms), "
-            f"{found.leader_changes} leader changes, memory {memory} MiB",
+            f"longest turn {longest:.1f} ms (before the snapshot {before:.1f} ms), after that "
+            f"{sum(found.long_turns)} longer than 20 ms, {found.leader_changes} leader changes, "
+            f"memory {memory} MiB",
             f"a follower that was wiped had caught up {found.filled_s:.2f} s after its start",
         ]
     )

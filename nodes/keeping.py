@@ -16,7 +16,9 @@ from .log import Log
 from .snapshot_tasks import Execute, SnapshotTasks
 from .snapshots import SnapshotStore
 
-SLICE_S = 0.002
+SLICE_S, REST_S = 0.002, 0.006
+"""A slice of pulling, and how long clients then have the processor before the next one: the nodes
+take their snapshots at the same entry, and may share their machine."""
 
 
 class Keeping:
@@ -37,6 +39,7 @@ class Keeping:
         self._tasks = SnapshotTasks(store, log, self, execute, clock)
         self._schedule = schedule
         self._came: list[tuple[str, tuple[Any, ...]]] = []
+        self._rests_until: float | None = None
         self.on_full = on_full
         self.on_failed = on_failed
 
@@ -47,9 +50,14 @@ class Keeping:
         self._schedule()
 
     def work(self, now: float) -> None:
-        """Pull streams for a slice of time; the rest in later turns."""
-        if self._tasks.work(now + SLICE_S):
-            self._schedule()
+        """Pull streams for a slice of time; the rest in later turns, from `deadline` on."""
+        if self._rests_until is None or now >= self._rests_until:
+            more = self._tasks.work(now + SLICE_S)
+            self._rests_until = now + SLICE_S + REST_S if more else None
+
+    def deadline(self) -> float | None:
+        """When a turn is wanted to go on pulling; None while nothing is to be pulled."""
+        return self._rests_until
 
     def tell(self, engine: Engine) -> None:
         """Within a turn: hand over what came since the last one."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -31,6 +30,7 @@ from ..protocols.raft.settings import Settings
 from . import identity as identities
 from . import journal
 from .assembly import assemble, bus_codec
+from .collector import Collector
 from .configuration import NodeConfiguration
 from .counters import Counters
 from .disk import DiskFull
@@ -173,10 +173,8 @@ class NodeProcess:
         # The log's thread, back from its sync, must not wait 5 ms for the interpreter: with a
         # busy loop that was a third of all operations at 128 clients.
         sys.setswitchinterval(SWITCH_S)
-        # What lives now lives for good: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        collector = Collector(loop)
+        collector.begin()
         try:
             self._carry_out(self.engine.start(monotonic_s()))
             self._schedule()
@@ -198,6 +196,7 @@ class NodeProcess:
             serving = gateway.serve(self.configuration, own, self._http, self.status, self._stopped)
             return int(await serving)
         finally:
+            collector.end()
             self.close()
 
     def close(self) -> None:
@@ -260,6 +259,9 @@ class NodeProcess:
 
     def _set_timer(self, now: float) -> None:
         at = self.engine.deadline()
+        resume = self._keeping.deadline()
+        if resume is not None:
+            at = min(at or resume, resume)
         if self._leaving_until is not None:
             at = min(at or self._leaving_until, self._leaving_until, now + 0.01)
         if at is None or at == self._timer_at:

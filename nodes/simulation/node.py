@@ -230,9 +230,12 @@ class SimulatedNode:
         self._carry_out(effects)
         if self.engine is None:
             return
-        self._keeping.work(0.0)
+        self._keeping.work(world.now)
         if inbox or self._durable:
             self._schedule(world.now)
+        resume = self._keeping.deadline()
+        if resume is not None:
+            self._schedule(resume)
         deadline = engine.deadline()
         if deadline is not None:
             # A microsecond late rather than early: the clock's arithmetic rounds.
