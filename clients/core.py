@@ -35,6 +35,9 @@ from .errors import CLOSED, CoterieError
 RETRIED = (Code.NOT_LEADER, Code.LEADER_LOST, Code.BUSY, Code.UNKNOWN_GROUP)
 """Answers after which the same sequence is sent again."""
 
+RENUMBER_S = 0.5
+"""A call that waits for its turn and is refused for want of room for so long is asked anew."""
+
 KINDS = (Kind.ANSWER, Kind.TELL)
 OURS = ("lock", "coordination")
 ABANDONED_MAX = 1_024
@@ -263,10 +266,29 @@ class Core(Sessions):
                 self.cancel(call, now)
             else:
                 self._finish(call, failure)
+        elif call.waits and call.target is None and call.session is not None:
+            call.refused_at = call.refused_at or now
+            if now - call.refused_at >= RENUMBER_S and type(call.operation) in TAKES:
+                self._renumber(call, now)
         if call.state == SENT:
             self._again.append(call)
             if self._again_at is None:
                 self._again_at = now + self._random.uniform(0.005, 0.1 if busy else 0.02)
+
+    def _renumber(self, call: Call, now: float) -> None:
+        """Ask anew under another sequence: that a machine refused this one may be remembered. It is
+        cancelled, so that no copy of it holds anything either."""
+        session = call.session
+        assert session is not None
+        refused = Call(call.plugin, call.operation, waits=True, state=SENT, completed=True)
+        refused.session, refused.sequence, refused.principal = (
+            session,
+            call.sequence,
+            call.principal,
+        )
+        session.open[call.sequence] = refused
+        self.cancel(refused, now)
+        self._resubmit(call)
 
     def _told(self, hint: Message, now: float) -> None:
         session = self.session

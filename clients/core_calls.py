@@ -192,6 +192,7 @@ class Calls:
         if begins_anew(call.operation):
             call.session = None
         call.sequence = call.copies = call.wait = 0
+        call.refused_at = 0.0
         self._unsent[call.plugin].append(call)
 
     def _park(self, session: Session) -> None:

@@ -46,7 +46,8 @@ class Call(msgspec.Struct, eq=False):
     on the caller's behalf. `queued`: a future completed once the cluster has queued it, at the
     latest with the call itself. `copies`: of those sent, how many may still be applied. `target`:
     the call that this one (a `Cancel` or what takes back a result) undoes. `principal`: the client
-    for whose session it is done, 0 for this one's own.
+    for whose session it is done, 0 for this one's own. `refused_at`: since when it is refused for
+    want of room, 0 if it is not.
     """
 
     plugin: str
@@ -67,6 +68,7 @@ class Call(msgspec.Struct, eq=False):
     target: Call | None = None
     result: Any = None
     principal: int = 0
+    refused_at: float = 0.0
 
 
 class Session(msgspec.Struct, eq=False):

@@ -15,6 +15,7 @@ from coterie.clients.core_nodes import Nodes
 from coterie.clients.errors import Busy, CoterieError, Indeterminate, Timeout, Unavailable
 from coterie.clients.vocabulary import codec_for
 from coterie.protocols.errors import Code
+from coterie.protocols.lock import table as table_module
 from coterie.protocols.lock.messages import Acquire, Granted, Inspect, LockStates, Release, Released
 from coterie.protocols.plugin import Cancel, Failure
 from coterie.protocols.records import Member
@@ -228,6 +229,25 @@ def test_busy_for_too_long_is_told_to_who_does_not_wait(cluster: Cluster) -> Non
     client.pass_time(2.5)
     assert isinstance(tried.result, Failure) and tried.result.code is Code.BUSY
     assert not waiting.completed
+
+
+def test_a_wait_that_was_refused_for_good_is_asked_anew(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(seed 19 of the simulator) The machine's refusal is remembered under its sequence: room that
+    comes later is of no use to it."""
+    monkeypatch.setattr(table_module, "WAITS_PER_LOCK_MAX", 0)
+    holder, client = Driven(cluster), Driven(cluster, seed=2)
+    held = holder.acquire("a")
+    waiting = client.acquire("a")
+    client.pass_time(0.3)
+    monkeypatch.setattr(table_module, "WAITS_PER_LOCK_MAX", 10)
+    client.pass_time(1.0)
+    holder.release(held)
+    client.pass_time(1.0)
+    assert isinstance(waiting.result, Granted), waiting.result
+    assert cluster.locks() == {"a": 1}
+    assert client.core.session is not None and not client.core.session.open
 
 
 def test_a_try_is_answered_at_once(cluster: Cluster) -> None:
