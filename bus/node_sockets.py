@@ -85,15 +85,17 @@ class NodeSockets(SocketSet):
     def receive_peers(self, limit: int) -> list[bytes]:
         """Up to `limit` frames from peers. Who sent one, its envelope says."""
         self._announced = False
-        frames = [frame for _, frame in self._peer_router.receive(limit)]
-        self._peers_traffic.received(frames)
-        return frames
+        received = self._peer_router.receive(limit)
+        if received:
+            self._peers_traffic.received(received)
+        return [frame for _, frame in received]
 
     def receive_clients(self, limit: int) -> list[tuple[bytes, bytes]]:
         """Up to `limit` (route, frame) from clients; answers go to the route, see `send_client`."""
         self._announced = False
         received = self._client_router.receive(limit)
-        self._clients_traffic.received([frame for _, frame in received])
+        if received:
+            self._clients_traffic.received(received)
         return received
 
     def receive_published(self, limit: int) -> list[bytes]:
@@ -104,10 +106,10 @@ class NodeSockets(SocketSet):
             received = self._peers[node][1].receive(limit - len(frames))
             if received:
                 self._peers[node] = self._peers.pop(node)  # the next call begins with another
+                self._published_traffic.received(received)
                 frames.extend(frame for _, frame in received)
             if len(frames) >= limit:
                 break
-        self._published_traffic.received(frames)
         return frames
 
     def send_peer(self, node: str, frame: bytes) -> bool:

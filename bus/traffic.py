@@ -5,7 +5,7 @@ The law: counted once per frame, where it is handed over; what was dropped is no
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 
 class Traffic:
@@ -16,10 +16,13 @@ class Traffic:
     def __init__(self) -> None:
         self.frames_in = self.bytes_in = self.frames_out = self.bytes_out = 0
 
-    def received(self, frames: Collection[bytes]) -> None:
-        if frames:
-            self.frames_in += len(frames)
-            self.bytes_in += sum(map(len, frames))
+    def received(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """(prefix, frame) each; the prefix does not count."""
+        size = 0
+        for _, frame in messages:
+            size += len(frame)
+        self.frames_in += len(messages)
+        self.bytes_in += size
 
     def sent(self, frame: bytes) -> None:
         self.frames_out += 1
