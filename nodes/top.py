@@ -115,10 +115,14 @@ def _pairs(
 
 
 def _now(status: Status) -> Mapping[str, Mapping[str, int]]:
-    """What the leader's plugins say of their state."""
+    """What the leader's plugins count of their state."""
     for name, _, said in status.nodes:
         if said is not None and name == status.leader:
-            return {key: value for key, value in said.items() if key in said["process"]["answers"]}
+            return {
+                plugin: {key: value for key, value in said[plugin].items() if type(value) is int}
+                for plugin in said["process"]["answers"]
+                if plugin in said
+            }
     return {}
 
 
