@@ -203,11 +203,11 @@ class Replica:
         if command.done_below > window.done_below:
             window.forget_below(command.done_below)
         done_below, answers, apply = window.done_below, window.answers, machine.apply
-        principals = iter(command.principals)
+        acting, principals = bool(command.principals), iter(command.principals)
         replies: Reply = []
         for sequence, operation in zip(command.sequences, operations, strict=True):
             result: Result | None
-            if command.principals:
+            if acting:
                 self._act_for(next(principals), command.session)
             if type(operation) is Cancel:
                 result = self._cancel(machine, window, operation)
@@ -224,7 +224,7 @@ class Replica:
                     else:
                         moment.number += 1
                         moment.sequence = sequence
-                        if moment.principal and not moment.session and command.plugin != SESSIONS:
+                        if acting and self._acts_for_nobody(command.plugin):
                             result = NO_PRINCIPAL
                         else:
                             result = apply(moment, operation)
@@ -237,6 +237,9 @@ class Replica:
         moment = self.moment
         moment.principal = principal
         moment.session = self.session_of(principal) if principal else session
+
+    def _acts_for_nobody(self, plugin: str) -> bool:
+        return bool(self.moment.principal) and not self.moment.session and plugin != SESSIONS
 
     def session_of(self, client: ClientId) -> SessionId:
         """The session a client has in this group; 0 if it has none."""

@@ -204,11 +204,11 @@ class LockTable(Converting):
             operation.owner,
             operation.lock_delay_us,
             token,
-            asks=int(once),
         )
-        holders[number] = claims[number] = claim
         if once:
+            claim = replace(claim, asks=1)
             self.once[session, name] = number
+        holders[number] = claims[number] = claim
         if owner is not None:
             self._own(owner, claim)
         self.revision += 1
