@@ -24,7 +24,7 @@ HOLDERS_PER_LOCK_MAX = 10_000
 STEP = 1_000
 """Waits granted by one command."""
 
-EVENTS_MAX = 10_000
+EVENTS_MAX = 1_000
 """Events that can be told to those who watch."""
 
 Event: TypeAlias = tuple[str, Claim]
