@@ -89,6 +89,7 @@ class Calls:
 
     def cancel(self, call: Call, now: float) -> None:
         """Nobody waits for this acquire any more: see to it that nothing is held for it."""
+        call.refused_at = 0.0
         if call.state == UNSENT:
             call.state = DONE
             self._abandoned += 1
@@ -135,7 +136,11 @@ class Calls:
     def _undone(self, undo: Call, target: Call) -> None:
         self._finish(undo, None)
         if target.state == CANCELLING:
-            self._finish(target, Timeout("not granted in time"))
+            if target.refused_at and not target.completed and target.session is not None:
+                target.session.open.pop(target.sequence, None)
+                self._resubmit(target)
+            else:
+                self._finish(target, Timeout("not granted in time"))
 
     def _ended(self, call: Call, told: Told, now: float) -> None:
         """The wait of a call is over."""
@@ -249,14 +254,18 @@ class Calls:
             call = heapq.heappop(self._deadlines)[2]
             if call.completed or call.deadline is None or call.deadline > now:
                 continue
-            if call.state == UNSENT or call.state == CANCELLING:
+            # Within an owner nothing may be asked before this is surely undone: what comes next
+            # could count on a grant that the cancel takes away (seed 950).
+            owned = getattr(call.operation, "owner", 0)
+            if call.state == UNSENT or (call.state == CANCELLING and not owned):
                 self.cancel(call, now)
                 self._complete(call, Timeout("not granted in time"))
             elif call.state == SENT and now < call.submitted_at + ANSWER_GRACE_S:
                 self._set_deadline(call, now + ANSWER_GRACE_S / 10)
             else:
                 self.cancel(call, now)
-                self._set_deadline(call, now + CANCEL_GRACE_S)
+                if not owned:
+                    self._set_deadline(call, now + CANCEL_GRACE_S)
 
     def _give_up(self, now: float) -> None:
         """Tell those who do not wait for their turn that the cluster has been silent too long:

@@ -272,6 +272,23 @@ def test_an_acquire_that_runs_out_of_time_leaves_the_queue(cluster: Cluster) -> 
     assert client.core.session is not None and not client.core.session.open
 
 
+def test_within_an_owner_a_time_out_waits_until_nothing_is_held(cluster: Cluster) -> None:
+    """(seed 950 of the simulator) The next request of the owner would meet a grant that the cancel
+    is still to take away."""
+    client = Driven(cluster)
+    client.acquire("first")
+    call = Call("lock", Acquire("a", owner=7), waits=True, deadline=client.now + 1.0)
+    cluster.dead = list(ENDPOINTS)
+    client.core.submit(call, client.now)
+    client.exchange()
+    client.pass_time(2.0)
+    assert not call.completed
+    cluster.dead = []
+    client.pass_time(1.5)
+    assert isinstance(call.result, Timeout)
+    assert cluster.locks() == {"first": 1}
+
+
 def test_a_time_out_is_punctual_though_nobody_answers(cluster: Cluster) -> None:
     client = Driven(cluster)
     client.acquire("first")
