@@ -277,9 +277,18 @@ class Core(Sessions):
 
     def _renumber(self, call: Call, now: float) -> None:
         """Ask anew under another sequence: that a machine refused this one may be remembered. It is
-        cancelled first, so that no copy of it holds anything either."""
-        self.cancel(call, now)
-        call.refused_at = now
+        cancelled, so that no copy of it holds anything either."""
+        session = call.session
+        assert session is not None
+        refused = Call(call.plugin, call.operation, waits=True, state=SENT, completed=True)
+        refused.session, refused.sequence, refused.principal = (
+            session,
+            call.sequence,
+            call.principal,
+        )
+        session.open[call.sequence] = refused
+        self.cancel(refused, now)
+        self._resubmit(call)
 
     def _told(self, hint: Message, now: float) -> None:
         session = self.session

@@ -89,7 +89,6 @@ class Calls:
 
     def cancel(self, call: Call, now: float) -> None:
         """Nobody waits for this acquire any more: see to it that nothing is held for it."""
-        call.refused_at = 0.0
         if call.state == UNSENT:
             call.state = DONE
             self._abandoned += 1
@@ -136,11 +135,7 @@ class Calls:
     def _undone(self, undo: Call, target: Call) -> None:
         self._finish(undo, None)
         if target.state == CANCELLING:
-            if target.refused_at and not target.completed and target.session is not None:
-                target.session.open.pop(target.sequence, None)
-                self._resubmit(target)
-            else:
-                self._finish(target, Timeout("not granted in time"))
+            self._finish(target, Timeout("not granted in time"))
 
     def _ended(self, call: Call, told: Told, now: float) -> None:
         """The wait of a call is over."""

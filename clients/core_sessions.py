@@ -183,7 +183,7 @@ class Sessions(Calls):
         """What becomes of a call whose session is lost."""
         if call.target is not None or call.completed:
             self._finish(call, None)
-        elif call.state == CANCELLING and not call.refused_at:
+        elif call.state == CANCELLING:
             self._finish(call, Timeout("not granted in time"))
         elif begins_anew(call.operation):
             self._resubmit(call)
