@@ -29,7 +29,7 @@ from .core_nodes import Nodes
 from .core_outbox import Outbox
 from .core_records import CANCELLING, DONE, SENT, WAITING, Call, Session
 from .core_sessions import PULSE_S, Sessions
-from .core_waits import TAKES, Told
+from .core_waits import TAKES, Told, begins_anew
 from .errors import CLOSED, CoterieError
 
 RETRIED = (Code.NOT_LEADER, Code.LEADER_LOST, Code.BUSY, Code.UNKNOWN_GROUP)
@@ -268,7 +268,7 @@ class Core(Sessions):
                 self._finish(call, failure)
         elif call.waits and call.target is None and call.session is not None:
             call.refused_at = call.refused_at or now
-            if now - call.refused_at >= RENUMBER_S and type(call.operation) in TAKES:
+            if now - call.refused_at >= RENUMBER_S and begins_anew(call.operation):
                 self._renumber(call, now)
         if call.state == SENT:
             self._again.append(call)
