@@ -120,6 +120,11 @@ CLASSES: dict[Code, type[CoterieError]] = {
     Code.STATE_DIVERGED: Unavailable,
     Code.REMOVED: Unavailable,
     Code.BROKEN_BARRIER: BrokenBarrier,
+    Code.FULL: Full,
+    Code.STALE_LEASE: StaleLease,
+    Code.NO_QUEUE: CoterieError,
+    Code.NO_STORE: Unavailable,
+    Code.STORE_UNSURE: Indeterminate,
 }
 
 CLOSED = "the client is closed; make a new one"

@@ -44,6 +44,11 @@ class Code(enum.IntEnum):
     STATE_DIVERGED = 22     # this node's state is another one than the majority's
     REMOVED = 23            # this node is no member of its cluster any more
     BROKEN_BARRIER = 24
+    FULL = 25               # the queue, or the node's memory for queues, takes no more
+    STALE_LEASE = 26        # the message was delivered again since, or is gone
+    NO_QUEUE = 27           # the queue was never declared, or was deleted
+    NO_STORE = 28           # the store behind the cache does not answer; nothing was written
+    STORE_UNSURE = 29       # the store behind the cache was asked, and did not answer
 
 
 KINDS: dict[Code, Kind] = {
@@ -71,6 +76,11 @@ KINDS: dict[Code, Kind] = {
     Code.STATE_DIVERGED: "fatal",
     Code.REMOVED: "fatal",
     Code.BROKEN_BARRIER: "rejected",
+    Code.FULL: "rejected",
+    Code.STALE_LEASE: "rejected",
+    Code.NO_QUEUE: "rejected",
+    Code.NO_STORE: "rejected",
+    Code.STORE_UNSURE: "indeterminate",
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
-from ..records import NodeId
+from ..records import GroupId, NodeId
 
 VIRTUAL_NODES = 100
 LOAD = 1.25
@@ -51,6 +51,11 @@ def place(
             copies[node] += 1
         placement.append((primary, *(node for node in chosen if node != primary)))
     return tuple(placement)
+
+
+def partition_of(key: str, partitions: int) -> GroupId:
+    """The partition of 1 … `partitions` that a queue's name or a cache key belongs to."""
+    return 1 + _point(key) % partitions
 
 
 def _point(text: str) -> int:

@@ -1,0 +1,1 @@
+"""The queue protocol: replicated, fenced, at least once."""
